@@ -1,0 +1,6 @@
+"""`python -m flowmrd`."""
+
+from flowmrd.cli import main
+
+if __name__ == "__main__":
+    main()
