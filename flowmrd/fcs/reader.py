@@ -1,0 +1,388 @@
+"""From a path to an `FcsFile`: open to stream, read into memory, scan values, pair Beckman's two data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.errors import FcsError, QcFinding
+from flowmrd.fcs.data import DataLayout, iter_chunks, open_unbuffered
+from flowmrd.fcs.fcsfile import Channel, ChannelKind, FcsFile, Verdict, file_stamp
+from flowmrd.fcs.integrity import Parameters, check_crc, listed, locate_data, read_parameters
+from flowmrd.fcs.segments import Header, info, quoted, to_integer, to_real, violation, walk_datasets, warning
+from flowmrd.fcs.spillover import detector_number, read_spillover
+
+_PARAMETER_KEYWORD = "$P"
+
+
+def open_fcs(path: str | Path, *, dataset: int | None = None) -> FcsFile:
+    """Parse and check an FCS file; its events stay on disk and are streamed by `FcsFile.blocks`.
+
+    Parameters
+    ----------
+    path : the file
+    dataset : which data set of several, from 1. By default the first, except that a Beckman pair (the same events in
+        10 and 20 bits) is read as one: values of the second, marker names of the first.
+
+    Raises
+    ------
+    FcsError : the file is not what it says it is; source, where and hint say what and what to do
+    OSError : the file cannot be opened
+    """
+    source = Path(path).name
+    size = file_stamp(path)[0]
+    with open_unbuffered(path) as handle:
+        datasets, chain = walk_datasets(handle, size, source)
+        count = len(datasets)
+        if dataset is not None and not 1 <= dataset <= count:
+            raise FcsError(f"there is no data set {dataset}: the file has {count}", source=source, hint="count from 1")
+        if dataset is None and count == 2 and (pair := _read_pair(handle, datasets, path, size)) is not None:
+            return replace(pair, findings=pair.findings + tuple(chain))
+        number = dataset or 1
+        fcs = _read_dataset(handle, datasets[number - 1], path, size, number, count)
+        if dataset is None and count > 1:
+            chain.append(
+                warning(
+                    "MULTIPLE_DATASETS",
+                    f"the file has {count} data sets; the first is read, choose one by number",
+                    "$NEXTDATA",
+                )
+            )
+        return replace(fcs, findings=fcs.findings + tuple(chain))
+
+
+def read_fcs(path: str | Path, *, dataset: int | None = None) -> FcsFile:
+    """Like `open_fcs`, with all events in memory (columns, in the file's own width) and their values checked.
+
+    Peak memory is the data's size plus a small buffer.
+    """
+    fcs = open_fcs(path, dataset=dataset)
+    dtypes = fcs.layout.dtypes
+    k, n = len(fcs.channels), fcs.event_count
+    uniform = len(set(dtypes)) == 1
+    if uniform:
+        whole = np.empty((k, n), dtypes[0])
+        stored = tuple(whole)
+    else:
+        stored = tuple(np.empty(n, dtype) for dtype in dtypes)
+    scan = _Scan(fcs.layout)
+    with open_unbuffered(path) as handle:
+        for start, columns in iter_chunks(handle, fcs.layout, on_raw=scan.raw, source=Path(path).name):
+            m = columns.shape[1] if isinstance(columns, np.ndarray) else len(columns[0])
+            if uniform and isinstance(columns, np.ndarray):
+                part = whole[:, start : start + m]
+                np.copyto(part, columns)
+                scan.block(part)
+            else:
+                for i, column in enumerate(columns):
+                    stored[i][start : start + m] = column
+                    scan.column(i, column)
+    if uniform:
+        whole.flags.writeable = False
+    for column in stored:
+        column.flags.writeable = False
+    return replace(fcs, stored=stored, findings=fcs.findings + tuple(scan.findings(fcs.channels)))
+
+
+def scan_values(fcs: FcsFile) -> FcsFile:
+    """Check every value of a streamed file (NaN, infinity, range) in one pass; returns it with the findings added."""
+    if fcs.stored is not None:
+        return fcs  # reading has checked them
+    scan = _Scan(fcs.layout)
+    with open_unbuffered(fcs.path) as handle:
+        for _, columns in iter_chunks(handle, fcs.layout, on_raw=scan.raw, source=Path(fcs.path).name):
+            for i, column in enumerate(columns):
+                scan.column(i, column)
+    return replace(fcs, findings=fcs.findings + tuple(scan.findings(fcs.channels)))
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def inspect_fcs(path: str | Path, *, dataset: int | None = None) -> dict[str, Any]:
+    """Everything `flowmrd inspect --json` says about one file; a refused file is described, not raised.
+
+    Raises
+    ------
+    OSError : the file cannot be opened
+    """
+    digest = file_sha256(path)
+    try:
+        fcs = scan_values(open_fcs(path, dataset=dataset))
+    except FcsError as error:
+        message = f"{error.message} ({error.hint})" if error.hint else error.message
+        refusal = violation("REFUSED", message, error.where)
+        return {
+            "file": str(path),
+            "dataset": dataset,
+            "datasets": None,
+            "version": None,
+            "events": None,
+            "channels": [],
+            "spillover": None,
+            "findings": [_finding(refusal)],
+            "sha256": digest,
+            "verdict": str(Verdict.REFUSED),
+        }
+    spillover = fcs.spillover
+    return {
+        "file": str(path),
+        "dataset": fcs.dataset,
+        "datasets": fcs.datasets,
+        "version": fcs.version,
+        "events": fcs.event_count,
+        "channels": [{"index": c.index, "pnn": c.pnn, "pns": c.pns, "kind": str(c.kind)} for c in fcs.channels],
+        "spillover": None
+        if spillover is None
+        else {"channels": list(spillover.channels), "matrix": spillover.matrix.tolist()},
+        "findings": [_finding(f) for f in fcs.findings],
+        "sha256": digest,
+        "verdict": str(fcs.verdict),
+    }
+
+
+def _finding(finding: QcFinding) -> dict[str, str]:
+    return {"level": str(finding.level), "code": finding.code, "message": finding.message, "where": finding.where}
+
+
+# ------------------------------------------------------------------------------------------------------- one data set
+
+_Dataset = tuple[Header, dict[str, str], list[QcFinding]]
+
+
+def _read_dataset(handle: BinaryIO, parsed: _Dataset, path: str | Path, size: int, number: int, count: int) -> FcsFile:
+    header, keywords, findings = parsed
+    source = Path(path).name
+    findings = list(findings)
+    parameters, more = read_parameters(header, keywords, source)
+    findings += more
+    layout, parameters, more = locate_data(handle, header, keywords, parameters, size=size, source=source)
+    findings += more
+    last = max(layout.begin + layout.nbytes - 1, header.base + header.text[1])
+    findings += check_crc(handle, header, last, size)
+    time_step, more = _time_step(keywords, parameters.channels)
+    findings += more
+    spillover, more = read_spillover(keywords, parameters.channels)
+    findings += more
+    return FcsFile(
+        path=str(path),
+        version=header.version,
+        dataset=number,
+        datasets=count,
+        keywords=MappingProxyType(keywords),
+        channels=parameters.channels,
+        event_count=layout.events,
+        spillover=spillover,
+        findings=tuple(findings),
+        time_step=time_step,
+        layout=layout,
+        stamp=file_stamp(path),
+    )
+
+
+def _time_step(keywords: Mapping[str, str], channels: Sequence[Channel]) -> tuple[float | None, list[QcFinding]]:
+    clock = next((c for c in channels if c.kind is ChannelKind.TIME), None)
+    if clock is None:
+        return None, [info("TIME_MISSING", "the file has no time channel")]
+    text = keywords.get("$TIMESTEP", "")
+    step = to_real(text)
+    if step is not None and step > 0:
+        return step, []
+    why = "is missing" if not text.strip() else f"is {quoted(text)}, not a number of seconds"
+    return None, [info("TIME_TICKS", f"$TIMESTEP {why}; {clock.pnn} stays in ticks", "$TIMESTEP")]
+
+
+# ------------------------------------------------------------------------------------------------------ Beckman's pair
+
+
+def _read_pair(handle: BinaryIO, datasets: Sequence[_Dataset], path: str | Path, size: int) -> FcsFile | None:
+    """Two data sets of the same events, coarse (FCS 2.0) and fine (FCS 3.0), as one; `None` where they are not that."""
+    coarse_header, fine_header = datasets[0][0], datasets[1][0]
+    if coarse_header.version != "2.0" or fine_header.version == "2.0":
+        return None
+    counts = [to_integer(keywords.get("$TOT")) for _, keywords, _ in datasets]
+    if counts[0] is None or counts[0] != counts[1]:
+        return None
+    try:
+        coarse = _read_dataset(handle, datasets[0], path, size, 1, 2)
+        fine = _read_dataset(handle, datasets[1], path, size, 2, 2)
+    except FcsError:
+        return None
+    if coarse.event_count != fine.event_count or {*coarse.layout.types, *fine.layout.types} != {"I"}:
+        return None
+    if max(c.range for c in coarse.channels) >= max(c.range for c in fine.channels):
+        return None
+    channels, named = _with_labels(fine.channels, coarse.channels)
+    structural = {"$PAR", "$TOT", "$MODE", "$DATATYPE", "$BYTEORD", "$NEXTDATA", "$TIMESTEP"}
+    keywords = {
+        key: value
+        for key, value in coarse.keywords.items()
+        if key not in structural and not key.startswith((_PARAMETER_KEYWORD, "$BEGIN", "$END"))
+    }
+    keywords.update(fine.keywords)
+    spillover, findings = read_spillover(keywords, channels)
+    where = "no spillover" if spillover is None else f"spillover of {spillover.source}"
+    ours = [f for f in fine.findings if not f.code.startswith("SPILLOVER")] + findings
+    ours.append(
+        info(
+            "LMD_PAIR",
+            f"two data sets of the same {fine.event_count:,} events read as one: values of the second,"
+            f" {named} channel names of the first, {where}",
+            "$NEXTDATA",
+        )
+    )
+    return replace(
+        fine,
+        keywords=MappingProxyType(keywords),
+        channels=channels,
+        spillover=spillover,
+        findings=tuple(ours),
+        pair=True,
+    )
+
+
+def _with_labels(fine: Sequence[Channel], coarse: Sequence[Channel]) -> tuple[tuple[Channel, ...], int]:
+    """Give the fine channels the labels of the coarse ones: by detector, else by position."""
+    labels: dict[object, str] = {}
+    for c in coarse:
+        if c.pns.strip():
+            identity = _identity(c)
+            # A detector may be stored twice, log and linear; the copy with a marker's name counts.
+            if identity not in labels or labels[identity].strip() == "" or c.pns != c.pnn:
+                labels.setdefault(identity, c.pns)
+                if c.pns != c.pnn:
+                    labels[identity] = c.pns
+    if not any(detector_number(c.pnn) is not None for c in fine) and len(fine) == len(coarse):
+        labels = {_identity(f): c.pns for f, c in zip(fine, coarse, strict=True)}
+    result = tuple(
+        replace(c, pns=labels[_identity(c)]) if not c.pns.strip() and _identity(c) in labels else c for c in fine
+    )
+    return result, sum(1 for old, new in zip(fine, result, strict=True) if old.pns != new.pns)
+
+
+def _identity(channel: Channel) -> object:
+    number = detector_number(channel.pnn)
+    if number is not None:
+        return number
+    head = channel.pnn.strip().upper().replace("-", " ").split()
+    return head[0] if head else ""
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+
+@dataclass(slots=True)
+class _Scan:
+    """Running minimum, maximum and count of unusable values per channel.
+
+    Mutable on purpose: it is filled inside the reading loop, where a new value per chunk would cost more than the check.
+    """
+
+    layout: DataLayout
+    lowest: list[float]
+    highest: list[float]
+    nan: list[int]
+    infinite: list[int]
+    above: list[int]
+    seen_bits: NDArray[np.uint64] | None
+
+    def __init__(self, layout: DataLayout) -> None:
+        k = len(layout.types)
+        self.layout = layout
+        self.lowest, self.highest = [np.inf] * k, [-np.inf] * k
+        self.nan, self.infinite, self.above = [0] * k, [0] * k, [0] * k
+        self.seen_bits = np.zeros(k, np.uint64) if any(layout.masks) else None
+
+    def raw(self, table: NDArray[Any]) -> None:
+        if self.seen_bits is not None and table.size:
+            self.seen_bits |= np.bitwise_or.reduce(table, axis=0).astype(np.uint64)
+
+    def block(self, part: NDArray[Any]) -> None:
+        """(k, m) values just written, still in cache."""
+        low, high = part.min(axis=1), part.max(axis=1)
+        finite = np.isfinite(low) & np.isfinite(high) if part.dtype.kind == "f" else None
+        for i in range(len(part)):
+            if finite is None or finite[i]:
+                self._extremes(i, float(low[i]), float(high[i]))
+            else:
+                self._unusable(i, part[i])
+
+    def column(self, i: int, values: NDArray[Any]) -> None:
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if np.isfinite(low) and np.isfinite(high):
+            self._extremes(i, low, high)
+        else:
+            self._unusable(i, values)
+
+    def _extremes(self, i: int, low: float, high: float) -> None:
+        if low < self.lowest[i]:
+            self.lowest[i] = low
+        if high > self.highest[i]:
+            self.highest[i] = high
+
+    def _unusable(self, i: int, values: NDArray[Any]) -> None:
+        nan = int(np.count_nonzero(np.isnan(values)))
+        self.nan[i] += nan
+        self.infinite[i] += int(np.count_nonzero(~np.isfinite(values))) - nan
+        usable = values[np.isfinite(values)]
+        if usable.size:
+            self._extremes(i, float(usable.min()), float(usable.max()))
+
+    def findings(self, channels: Sequence[Channel]) -> list[QcFinding]:
+        found: list[QcFinding] = []
+        for code, what, counts in (("VALUES_NAN", "NaN", self.nan), ("VALUES_INFINITE", "infinite", self.infinite)):
+            hit = [(c, n) for c, n in zip(channels, counts, strict=True) if n]
+            if hit:
+                each = listed(f"{c.pnn}: {n:,}" for c, n in hit)
+                found.append(
+                    violation(
+                        code,
+                        f"{sum(n for _, n in hit):,} values are {what} ({each}); their events cannot be gated",
+                        hit[0][0].pnn,
+                    )
+                )
+        beyond = [
+            c
+            for c, kind, top in zip(channels, self.layout.types, self.highest, strict=True)
+            if kind == "I" and c.range and top >= c.range
+        ]
+        if beyond:
+            found.append(
+                warning(
+                    "RANGE_EXCEEDED", f"integers of {listed(c.pnn for c in beyond)} reach or pass $PnR", beyond[0].pnn
+                )
+            )
+        above = [
+            c
+            for c, kind, top in zip(channels, self.layout.types, self.highest, strict=True)
+            if kind != "I" and c.range and c.kind is not ChannelKind.TIME and top > c.range
+        ]
+        if above:
+            found.append(info("RANGE_PASSED", f"values of {listed(c.pnn for c in above)} lie above $PnR", above[0].pnn))
+        if self.seen_bits is not None:
+            masked = [
+                c
+                for c, mask, seen in zip(channels, self.layout.masks, self.seen_bits.tolist(), strict=True)
+                if mask and int(seen) & ~mask
+            ]
+            if masked:
+                found.append(
+                    info(
+                        "BITS_MASKED",
+                        f"{listed(c.pnn for c in masked)} hold bits above $PnR; they are not part of the value and masked",
+                        masked[0].pnn,
+                    )
+                )
+        return found
