@@ -1,0 +1,52 @@
+"""Labelled, physically plausible acquisitions without patient data: a forward model with its truth beside the file."""
+
+from __future__ import annotations
+
+from flowmrd.simulation.acquisition import (
+    KINDS,
+    SIMULATOR_VERSION,
+    ChannelSet,
+    Kind,
+    Labels,
+    Parameters,
+    PhenotypeDraw,
+    Simulated,
+    simulate,
+    simulate_marrow,
+)
+from flowmrd.simulation.marrow import Bimodal, Immunophenotype, TargetStatus, load_immunophenotype
+from flowmrd.simulation.profile import Profile, load_profile, tube_ids
+from flowmrd.simulation.writing import (
+    ByteOrder,
+    DataType,
+    WrittenFiles,
+    labels_frame,
+    write_simulated,
+    written_files,
+)
+
+__all__ = [
+    "KINDS",
+    "SIMULATOR_VERSION",
+    "Bimodal",
+    "ByteOrder",
+    "ChannelSet",
+    "DataType",
+    "Immunophenotype",
+    "Kind",
+    "Labels",
+    "Parameters",
+    "PhenotypeDraw",
+    "Profile",
+    "Simulated",
+    "TargetStatus",
+    "WrittenFiles",
+    "labels_frame",
+    "load_immunophenotype",
+    "load_profile",
+    "simulate",
+    "simulate_marrow",
+    "tube_ids",
+    "write_simulated",
+    "written_files",
+]

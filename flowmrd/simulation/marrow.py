@@ -1,0 +1,183 @@
+"""Leukemia in marrow: a patient's immunophenotype, drawn or given, placed on the maturation course."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flowmrd.errors import SettingsError
+from flowmrd.simulation.cells import CellModel, SecondMode
+from flowmrd.simulation.profile import Fraction, Leukemia, Profile, read_toml
+
+
+class TargetStatus(StrEnum):
+    """What directed therapy left of its target on the blasts (`--cd19`)."""
+
+    POSITIVE = "positive"
+    DIM = "dim"
+    NEGATIVE = "negative"
+    MIXED = "mixed"
+
+
+class Bimodal(BaseModel):
+    """A part of the blasts shifted further in one marker (log10)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    marker: str
+    fraction: Fraction
+    shift: float
+
+
+class Immunophenotype(BaseModel):
+    """A patient's blasts: point and spread on the course, width of the cloud, shifts (log10) from the normal stage.
+
+    The same keys are read from a TOML or JSON file (`--phenotype FILE`) and written to the truth.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    start: Fraction
+    spread: Annotated[float, Field(ge=0.0)]
+    sd_factor: Annotated[float, Field(gt=0.0)] = 1.0
+    shifts: Mapping[str, float]
+    bimodal: Bimodal | None = None
+    hard: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetLoss:
+    """How the therapy's target looks on the blasts: shift of all (log10), part that lost it."""
+
+    status: TargetStatus
+    shift: float
+    lost_fraction: float
+
+
+def draw_immunophenotype(leukemia: Leukemia, rng: np.random.Generator, *, hard: bool | None = None) -> Immunophenotype:
+    """Draw a patient's immunophenotype; `hard` forces or forbids a case of few weak aberrations, `None` draws it."""
+    is_hard = bool(rng.random() < leukemia.hard_share) if hard is None else hard
+    low, high = (leukemia.hard_count, leukemia.hard_count) if is_hard else leukemia.count
+    names = list(leukemia.aberration)
+    chances = np.array([entry.chance for entry in leukemia.aberration.values()])
+    if is_hard:
+        # As many as wanted, likelier ones first: the order of exponential races with rate = chance.
+        order = np.argsort(rng.exponential(1.0, len(names)) / np.maximum(chances, 1e-9))
+        chosen = sorted(order[:high].tolist())
+    else:
+        chosen = []
+        while not low <= len(chosen) <= high:
+            chosen = np.flatnonzero(rng.random(len(names)) < chances).tolist()
+    shifts = {}
+    for index in chosen:
+        ranges = leukemia.aberration[names[index]].range
+        weights = np.array([entry[0] for entry in ranges])
+        _, start, stop = ranges[int(rng.choice(len(ranges), p=weights / weights.sum()))]
+        shifts[names[index]] = round(float(rng.uniform(start, stop)) * (leukemia.hard_scale if is_hard else 1.0), 4)
+    bimodal = None
+    if rng.random() < leukemia.bimodal_share:
+        marker = str(rng.choice(list(shifts)))
+        sign = 1.0 if rng.random() < 0.5 else -1.0
+        scale = leukemia.hard_scale if is_hard else 1.0
+        bimodal = Bimodal(
+            marker=marker,
+            fraction=round(float(rng.uniform(*leukemia.bimodal_fraction)), 4),
+            shift=round(sign * scale * float(rng.uniform(*leukemia.bimodal_shift)), 4),
+        )
+    return Immunophenotype(
+        start=float(rng.choice(leukemia.start)),
+        spread=round(float(rng.uniform(*leukemia.spread)), 4),
+        sd_factor=round(float(rng.uniform(*leukemia.sd_factor)), 4),
+        shifts=shifts,
+        bimodal=bimodal,
+        hard=is_hard,
+    )
+
+
+def load_immunophenotype(path: Path, profile: Profile) -> Immunophenotype:
+    """Immunophenotype from TOML or JSON; a truth file of an earlier simulation is accepted, too.
+
+    Raises
+    ------
+    SettingsError : unreadable, unknown keys, or a marker that the tube does not have
+    """
+    document: dict[str, Any]
+    if path.suffix.lower() == ".json":
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"cannot be read: {error.strerror or error}", source=str(path)) from error
+        except ValueError as error:
+            raise SettingsError(f"is not JSON: {error}", source=str(path)) from error
+    else:
+        document = read_toml(path)
+    if isinstance(document, dict) and "immunophenotype" in document:
+        document = document["immunophenotype"]
+    try:
+        phenotype = Immunophenotype.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(step) for step in fault["loc"])
+        raise SettingsError(
+            fault["msg"], source=str(path), where=where, hint="keys: start, spread, sd_factor, shifts, bimodal, hard"
+        ) from error
+    for marker in (*phenotype.shifts, *([phenotype.bimodal.marker] if phenotype.bimodal else [])):
+        if marker not in profile.markers:
+            raise SettingsError(
+                f"{marker!r} is not a marker of tube {profile.profile.tube!r}",
+                source=str(path),
+                where="shifts",
+                hint=f"one of: {', '.join(profile.markers)}",
+            )
+    return phenotype
+
+
+def draw_target_loss(leukemia: Leukemia, status: TargetStatus, rng: np.random.Generator) -> TargetLoss:
+    """How far the therapy's target is lost: drawn for `dim` and `mixed`, certain for the others."""
+    shift, lost = float(rng.uniform(*leukemia.target.dim)), float(rng.uniform(*leukemia.target.mixed_fraction))
+    lost_fraction = {TargetStatus.NEGATIVE: 1.0, TargetStatus.MIXED: round(lost, 4)}.get(status, 0.0)
+    return TargetLoss(
+        status=status, shift=round(shift, 4) if status is TargetStatus.DIM else 0.0, lost_fraction=lost_fraction
+    )
+
+
+def add_blasts(
+    model: CellModel, profile: Profile, phenotype: Immunophenotype, loss: TargetLoss, rng: np.random.Generator
+) -> CellModel:
+    """Model with the blasts as one more population, last in order.
+
+    They share the course's shifts of patient and batch, get their own small one, then the patient's aberrations.
+    """
+    assert profile.leukemia is not None
+    assert profile.course is not None
+    markers = profile.markers
+    first = len(profile.population)
+    shift, sd = model.mean[:, first].copy(), model.sd[:, first].copy()
+    shift[: len(markers)] += rng.normal(0.0, profile.variation.patient_population, len(markers))
+    sd[: len(markers)] *= [1.0 if channel.viability else phenotype.sd_factor for channel in profile.channel]
+    for marker, amount in phenotype.shifts.items():
+        shift[markers.index(marker)] += amount
+    target = markers.index(profile.leukemia.target.marker)
+    shift[target] += loss.shift
+    floor = np.append(np.full(len(markers), profile.defaults.negative[0]), [-np.inf, -np.inf])
+    modes = []
+    if phenotype.bimodal is not None:
+        row = markers.index(phenotype.bimodal.marker)
+        modes.append(SecondMode(row=row, fraction=phenotype.bimodal.fraction, shift=phenotype.bimodal.shift))
+    if loss.lost_fraction > 0:
+        modes.append(SecondMode(row=target, fraction=loss.lost_fraction, shift=None))
+    code = len(model.names)
+    return replace(
+        model,
+        names=(*model.names, profile.leukemia.population),
+        mean=np.column_stack([model.mean, shift]),
+        sd=np.column_stack([model.sd, sd]),
+        stage=np.column_stack([model.stage, [phenotype.start, phenotype.spread]]),
+        floor=np.column_stack([model.floor, floor]),
+        second_modes={**model.second_modes, code: tuple(modes)},
+    )
