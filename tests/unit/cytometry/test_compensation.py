@@ -199,8 +199,10 @@ def test_the_forms_in_which_matrices_come_are_read(tmp_path: Path, text: str) ->
         ("2,A,B,1,0,0", "m.csv, line 1: expected 7 cells for 2 channels; got 6"),
         (
             "hello",
-            "m.csv, line 1: expected a header row and one row a channel, "
-            "or the text of a $SPILLOVER keyword; got one line",
+            (
+                "m.csv, line 1: expected a header row and one row a channel, "
+                "or the text of a $SPILLOVER keyword; got one line"
+            ),
         ),
         ("A\n1\n", "m.csv, line 1: expected a header row of channel names separated by comma, tab or semicolon"),
         (",A,\nA,1,0\nB,0,1\n", "m.csv, line 1: expected a channel name in every column; got an empty one"),
