@@ -103,7 +103,7 @@ def iter_chunks(
     chunk = chunk_events or max(8, int(CHUNK_BYTES / stride))
     chunk = min(-(-chunk // 8) * 8, -(-layout.events // 8) * 8)  # whole bytes also where events are packed in bits
     buffer = np.empty(-(-chunk * layout.event_bits // 8), np.uint8)
-    view = memoryview(buffer)
+    view = buffer.data
     decode = _decoder(layout, buffer, on_raw)
     handle.seek(layout.begin)
     for start in range(0, layout.events, chunk):

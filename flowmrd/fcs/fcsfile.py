@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ class Verdict(StrEnum):
 class Channel:
     """One parameter of the file.
 
-    `pnn`, `pns` are `$PnN` and `$PnS` as stored, `range` is `$PnR` (0 where the file has none), `gain` is `$PnG` (1 where
-    it has none), `bits` the stored width. `log_decades` and `log_offset` are `$PnE` (0, 0 = linear).
+    `pnn`, `pns` are `$PnN` and `$PnS` as stored, `range` is `$PnR` (0 where the file has none), `gain` is `$PnG` (1
+    where it has none), `bits` the stored width. `log_decades` and `log_offset` are `$PnE` (0, 0 = linear).
     """
 
     index: int
@@ -80,9 +81,9 @@ class Spillover:
 class FcsFile:
     """One data set of an FCS file, or a Beckman pair read as one.
 
-    Values are handed out linear, by the convention of FlowIO's `preprocess=True`: integers masked and, where `$PnE` says
-    so, taken from the log scale; divided by `$PnG` where that is set; the time channel in seconds where `$TIMESTEP`
-    is given. Float data are already linear.
+    Values are handed out linear, by the convention of FlowIO's `preprocess=True`: integers masked and, where `$PnE`
+    says so, taken from the log scale; divided by `$PnG` where that is set; the time channel in seconds where
+    `$TIMESTEP` is given. Float data are already linear.
 
     `stored` holds the columns in the file's own width when the file was read into memory, and is `None` when `blocks`
     streams from the disk.
@@ -102,6 +103,11 @@ class FcsFile:
     layout: DataLayout = field(repr=False)
     stored: tuple[NDArray[Any], ...] | None = field(default=None, repr=False)
     stamp: tuple[int, int] = field(default=(0, 0), repr=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Files cross process borders in a batch; the read-only view of the keywords cannot.
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _restored, ({**values, "keywords": dict(self.keywords)},)
 
     @property
     def verdict(self) -> Verdict:
@@ -211,6 +217,10 @@ class FcsFile:
             )
 
 
+def _restored(values: dict[str, Any]) -> FcsFile:
+    return FcsFile(**{**values, "keywords": MappingProxyType(values["keywords"])})
+
+
 def file_stamp(path: str | Path) -> tuple[int, int]:
     """Size and time of last change, to notice a file that is still being written."""
     status = Path(path).stat()
@@ -237,7 +247,8 @@ class _Scale:
             scale = cls(decades=channel.log_decades, offset=channel.log_offset, span=channel.range)
             if channel.bits <= _TABLE_BITS:
                 table = np.arange(2**channel.bits, dtype=np.float64)
-                scale._power(table)
+                with np.errstate(all="ignore"):
+                    scale._power(table)
                 return cls(decades=channel.log_decades, table=table)
             return scale
         gain = channel.gain
@@ -257,15 +268,17 @@ class _Scale:
 
     def apply(self, stored: NDArray[Any], out: NDArray[np.float64]) -> None:
         if self.table is not None:
-            np.take(self.table, stored, out=out)
+            np.take(self.table, stored, out=out, mode="clip")
             return
-        np.copyto(out, stored)
-        if self.decades:
-            self._power(out)
-        elif self.factor != 1.0:
-            np.multiply(out, self.factor, out=out)
-        elif self.divisor != 1.0:
-            np.divide(out, self.divisor, out=out)
+        # Values that are not finite are reported once, by the scan; arithmetic on them is not news.
+        with np.errstate(all="ignore"):
+            np.copyto(out, stored)
+            if self.decades:
+                self._power(out)
+            elif self.factor != 1.0:
+                np.multiply(out, self.factor, out=out)
+            elif self.divisor != 1.0:
+                np.divide(out, self.divisor, out=out)
 
 
 # What instruments call things that are neither light scatter nor fluorescence. Names of detectors, never of markers.
@@ -285,7 +298,7 @@ _OTHER = re.compile(
 def channel_kind(pnn: str, pns: str = "") -> ChannelKind:
     """Judge from its names what a channel measures.
 
-    The detector name decides; the label only reveals a clock under a vendor's name (MACSQuant `HDR-TM` labelled `Time`).
+    The detector name decides; the label only reveals a clock under a vendor's name (`HDR-TM` labelled `Time`).
     """
     name = " ".join(pnn.upper().split())
     if name == "TIME":

@@ -1,8 +1,8 @@
 """Structural checks of one data set: which parameters there are, where DATA lies, and whether the counts agree.
 
-The rule throughout: where HEADER and TEXT disagree, evidence decides (does the range hold `$TOT` events, does it lie inside
-the file, are the values plausible), and the rule that was used becomes a finding. Where no reading is supported by
-evidence the file is refused.
+The rule throughout: where HEADER and TEXT disagree, evidence decides (does the range hold `$TOT` events, does it lie
+inside the file, are the values plausible), and the rule that was used becomes a finding. Where no reading is supported
+by evidence the file is refused.
 """
 
 from __future__ import annotations
@@ -457,7 +457,7 @@ def _fit(place: _Range, option: DataLayout, total: int, available: int, header: 
     slack = place.length - need
     if not -1 <= slack <= 8:  # one byte off either way, or a CRC counted in
         return None
-    inside = HEADER_BYTES <= place.begin and place.begin + need <= available
+    inside = place.begin >= HEADER_BYTES and place.begin + need <= available
     apart = place.begin > header.text[1] or place.begin + need <= header.text[0]
     return slack if inside and apart else None
 
@@ -508,49 +508,42 @@ def _by_plausibility(
     findings: list[QcFinding],
     source: str,
 ) -> tuple[DataLayout, _Range, int]:
-    """Between two places that both could hold the events, take the one whose values make sense."""
+    """Between two places that both could hold the events, take the one whose values and surroundings make sense."""
     odd = []
     for option, place, _ in rivals:
         layout = replace(option, begin=header.base + place.begin, events=min(total, 4096))
         odd.append(_implausible(handle, layout, source))
-    best = 1 if odd[1] < odd[0] else 0
-    chosen, other = rivals[best][1], rivals[1 - best][1]
     if odd[0] != odd[1]:
-        how = f"values at {chosen.name}'s are plausible, at {other.name}'s not"
-        findings.append(
-            warning("OFFSETS_DISAGREE", f"DATA is said to be at {rivals[0][1]} and {rivals[1][1]}; {how}", "DATA")
-        )
+        best = int(odd[1] < odd[0])
+        why = f"only the values at {rivals[best][1].name}'s are plausible"
     else:
-        findings.append(
-            violation(
-                "OFFSETS_AMBIGUOUS",
-                f"DATA is said to be at {rivals[0][1]} and {rivals[1][1]}; both could be right, {chosen.name}'s is used",
-                "DATA",
-            )
-        )
+        # Between TEXT and DATA a program writes padding. Anything else there is already DATA.
+        early = 0 if rivals[0][1].begin < rivals[1][1].begin else 1
+        gap = rivals[1 - early][1].begin - rivals[early][1].begin
+        between = read_at(handle, header.base + rivals[early][1].begin, min(gap, 1 << 16))
+        padding = not between.strip(b" \0")
+        best = 1 - early if padding else early
+        what = "only padding stands" if padding else "values stand"
+        why = f"{what} in the {gap:,} bytes before {rivals[1 - early][1].name}'s, so {rivals[best][1].name}'s is used"
+    message = f"DATA is said to be at {rivals[0][1]} and {rivals[1][1]}; {why}"
+    findings.append(warning("OFFSETS_DISAGREE", message, "DATA"))
     return rivals[best]
 
 
 def _implausible(handle: BinaryIO, layout: DataLayout, source: str) -> float:
-    """Share of values that no instrument writes: above the range, not finite, or of absurd size; plus disorder."""
+    """Share of values that no instrument writes: integers above the range, floats not finite or of absurd size."""
     unmasked = replace(layout, masks=(0,) * len(layout.masks))
     odd = count = 0
-    jumps: list[float] = []
     for _, columns in iter_chunks(handle, unmasked, source=source):
         for i, (kind, mask) in enumerate(zip(layout.types, layout.masks, strict=True)):
             values = np.asarray(columns[i])
             if kind == "I":
                 odd += int(np.count_nonzero(values > mask)) if mask else 0
             else:
-                size = np.abs(values.astype(np.float64))
+                size = np.abs(values)
                 odd += int(np.count_nonzero(~np.isfinite(size) | (size > 1e15) | ((size > 0) & (size < 1e-15))))
             count += values.size
-            if kind == "I" and values.size > 2:
-                # Neighbouring events are alike in a clock and unlike in noise: misread bytes look like noise everywhere.
-                steps = np.abs(np.diff(values.astype(np.float64)))
-                jumps.append(float(steps.mean() / (np.ptp(values.astype(np.float64)) or 1.0)))
-    smooth = min(jumps) if jumps else 0.0
-    return odd / max(count, 1) + smooth
+    return odd / max(count, 1)
 
 
 def _count_from_bytes(
@@ -572,6 +565,13 @@ def _count_from_bytes(
         and (r.begin > header.text[1] or r.end < header.text[0])
     ]
     if not usable:
+        for place in ranges:
+            need = replace(layout, events=total or 0).nbytes
+            after = available - place.begin - need
+            if total and place.begin > header.text[1] and after in {0, 8}:
+                message = f"{place} lies outside the file, but from byte {place.begin:,} exactly $TOT events fill it"
+                findings.append(violation("DATA_END_WRONG", message, "DATA"))
+                return layout, place, total
         place = ranges[-1]
         need = replace(_packings(layout)[0], events=total).nbytes if total is not None else place.length
         have = max(0, available - place.begin)

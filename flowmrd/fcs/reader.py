@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from flowmrd.errors import FcsError, QcFinding
 from flowmrd.fcs.data import DataLayout, iter_chunks, open_unbuffered
 from flowmrd.fcs.fcsfile import Channel, ChannelKind, FcsFile, Verdict, file_stamp
-from flowmrd.fcs.integrity import Parameters, check_crc, listed, locate_data, read_parameters
-from flowmrd.fcs.segments import Header, info, quoted, to_integer, to_real, violation, walk_datasets, warning
-from flowmrd.fcs.spillover import detector_number, read_spillover
+from flowmrd.fcs.integrity import check_crc, listed, locate_data, read_parameters
+from flowmrd.fcs.segments import VERSIONS, Header, info, quoted, to_integer, to_real, violation, walk_datasets, warning
+from flowmrd.fcs.spillover import check_spillover, detector_number, read_dfc, read_spillover
 
 _PARAMETER_KEYWORD = "$P"
+_RARE = 0.01  # share of events below which bits above the range are overflow, not tags
 
 
 def open_fcs(path: str | Path, *, dataset: int | None = None) -> FcsFile:
@@ -126,7 +127,7 @@ def inspect_fcs(path: str | Path, *, dataset: int | None = None) -> dict[str, An
             "file": str(path),
             "dataset": dataset,
             "datasets": None,
-            "version": None,
+            "version": _stated_version(path),
             "events": None,
             "channels": [],
             "spillover": None,
@@ -149,6 +150,14 @@ def inspect_fcs(path: str | Path, *, dataset: int | None = None) -> dict[str, An
         "sha256": digest,
         "verdict": str(fcs.verdict),
     }
+
+
+def _stated_version(path: str | Path) -> str | None:
+    """The version a refused file claims, if it is one."""
+    with Path(path).open("rb") as handle:
+        magic = handle.read(6)
+    version = magic[3:].decode("latin-1")
+    return version if magic.startswith(b"FCS") and version in VERSIONS else None
 
 
 def _finding(finding: QcFinding) -> dict[str, str]:
@@ -230,7 +239,10 @@ def _read_pair(handle: BinaryIO, datasets: Sequence[_Dataset], path: str | Path,
         if key not in structural and not key.startswith((_PARAMETER_KEYWORD, "$BEGIN", "$END"))
     }
     keywords.update(fine.keywords)
-    spillover, findings = read_spillover(keywords, channels)
+    spillover, findings = read_spillover(fine.keywords, channels)
+    if spillover is None:
+        spillover = read_dfc(coarse.keywords, channels, findings)
+        findings += check_spillover(spillover) if spillover is not None else []
     where = "no spillover" if spillover is None else f"spillover of {spillover.source}"
     ours = [f for f in fine.findings if not f.code.startswith("SPILLOVER")] + findings
     ours.append(
@@ -252,18 +264,17 @@ def _read_pair(handle: BinaryIO, datasets: Sequence[_Dataset], path: str | Path,
 
 
 def _with_labels(fine: Sequence[Channel], coarse: Sequence[Channel]) -> tuple[tuple[Channel, ...], int]:
-    """Give the fine channels the labels of the coarse ones: by detector, else by position."""
-    labels: dict[object, str] = {}
-    for c in coarse:
-        if c.pns.strip():
-            identity = _identity(c)
-            # A detector may be stored twice, log and linear; the copy with a marker's name counts.
-            if identity not in labels or labels[identity].strip() == "" or c.pns != c.pnn:
-                labels.setdefault(identity, c.pns)
-                if c.pns != c.pnn:
-                    labels[identity] = c.pns
-    if not any(detector_number(c.pnn) is not None for c in fine) and len(fine) == len(coarse):
-        labels = {_identity(f): c.pns for f, c in zip(fine, coarse, strict=True)}
+    """Give the fine channels the marker names of the coarse ones: by detector, else by position.
+
+    A coarse label that only repeats the detector's name says nothing. A detector may be stored twice, log and linear.
+    """
+    named = [c for c in coarse if c.pns.strip() and c.pns.strip() != c.pnn.strip()]
+    if any(detector_number(c.pnn) is not None for c in fine):
+        labels = {_identity(c): c.pns for c in reversed(named)}
+    elif len(fine) == len(coarse):
+        labels = {_identity(f): c.pns for f, c in zip(fine, coarse, strict=True) if c in named}
+    else:
+        labels = {}
     result = tuple(
         replace(c, pns=labels[_identity(c)]) if not c.pns.strip() and _identity(c) in labels else c for c in fine
     )
@@ -285,7 +296,8 @@ def _identity(channel: Channel) -> object:
 class _Scan:
     """Running minimum, maximum and count of unusable values per channel.
 
-    Mutable on purpose: it is filled inside the reading loop, where a new value per chunk would cost more than the check.
+    Mutable on purpose: it is filled inside the reading loop, where a new value per chunk would cost more than the
+    check itself.
     """
 
     layout: DataLayout
@@ -294,18 +306,26 @@ class _Scan:
     nan: list[int]
     infinite: list[int]
     above: list[int]
-    seen_bits: NDArray[np.uint64] | None
+    masked: NDArray[np.int64] | None
+    outside: NDArray[Any] | None
 
     def __init__(self, layout: DataLayout) -> None:
         k = len(layout.types)
         self.layout = layout
         self.lowest, self.highest = [np.inf] * k, [-np.inf] * k
         self.nan, self.infinite, self.above = [0] * k, [0] * k, [0] * k
-        self.seen_bits = np.zeros(k, np.uint64) if any(layout.masks) else None
+        self.masked = np.zeros(k, np.int64) if any(layout.masks) else None
+        self.outside = None
 
     def raw(self, table: NDArray[Any]) -> None:
-        if self.seen_bits is not None and table.size:
-            self.seen_bits |= np.bitwise_or.reduce(table, axis=0).astype(np.uint64)
+        """(m, k) integers before masking: count those with bits outside the mask."""
+        if self.masked is None:
+            return
+        if self.outside is None:
+            bits = 8 * table.dtype.itemsize
+            self.outside = np.array([~m & (1 << bits) - 1 if m else 0 for m in self.layout.masks], table.dtype)
+        if table.size and np.any(np.bitwise_or.reduce(table, axis=0) & self.outside):
+            self.masked += np.count_nonzero(table & self.outside, axis=0)
 
     def block(self, part: NDArray[Any]) -> None:
         """(k, m) values just written, still in cache."""
@@ -327,10 +347,8 @@ class _Scan:
             self._unusable(i, values)
 
     def _extremes(self, i: int, low: float, high: float) -> None:
-        if low < self.lowest[i]:
-            self.lowest[i] = low
-        if high > self.highest[i]:
-            self.highest[i] = high
+        self.lowest[i] = min(self.lowest[i], low)
+        self.highest[i] = max(self.highest[i], high)
 
     def _unusable(self, i: int, values: NDArray[Any]) -> None:
         nan = int(np.count_nonzero(np.isnan(values)))
@@ -371,18 +389,12 @@ class _Scan:
         ]
         if above:
             found.append(info("RANGE_PASSED", f"values of {listed(c.pnn for c in above)} lie above $PnR", above[0].pnn))
-        if self.seen_bits is not None:
-            masked = [
-                c
-                for c, mask, seen in zip(channels, self.layout.masks, self.seen_bits.tolist(), strict=True)
-                if mask and int(seen) & ~mask
-            ]
-            if masked:
-                found.append(
-                    info(
-                        "BITS_MASKED",
-                        f"{listed(c.pnn for c in masked)} hold bits above $PnR; they are not part of the value and masked",
-                        masked[0].pnn,
-                    )
-                )
+        hit = [] if self.masked is None else [(c, n) for c, n in zip(channels, self.masked.tolist(), strict=True) if n]
+        if hit:
+            # Tags stand in every event; bits in a few are values that did not fit their range.
+            rare = any(n < self.layout.events * _RARE for _, n in hit)
+            each = listed(f"{c.pnn}: {n:,}" for c, n in hit)
+            message = f"values hold bits above $PnR ({each}), which FCS masks"
+            make = warning if rare else info
+            found.append(make("BITS_MASKED", message + (": values beyond the range" if rare else ""), hit[0][0].pnn))
         return found

@@ -266,8 +266,8 @@ def parse_pairs(text: str, *, doubled: str = "tolerant") -> tuple[list[tuple[str
     Parameters
     ----------
     text : the decoded segment
-    doubled : what a doubled delimiter means. "strict": always the delimiter itself, as FCS says. "tolerant": the same in a
-        value, but an empty value right after a keyword. "empty": always an empty string.
+    doubled : what a doubled delimiter means. "strict": always the delimiter itself, as FCS says. "tolerant": the same
+        in a value, but an empty value right after a keyword. "empty": always an empty string.
 
     Returns
     -------
@@ -291,8 +291,9 @@ def parse_pairs(text: str, *, doubled: str = "tolerant") -> tuple[list[tuple[str
 def _escaped_tokens(body: str, delimiter: str, *, tolerant: bool) -> list[str]:
     """Tokens between single delimiters, where a run of delimiters may hold escaped ones.
 
-    In a value a run of r delimiters is r // 2 of the character itself, followed by the end of the value if r is odd. After
-    a keyword the tolerant reading takes the first of the run as the keyword's end, so `KEY//NEXT` is an empty value.
+    In a value a run of r delimiters is r // 2 of the character itself, followed by the end of the value if r is odd.
+    After a keyword the tolerant reading takes the first of the run as the keyword's end, so `KEY//NEXT` is an empty
+    value.
     """
     tokens: list[str] = []
     current = ""

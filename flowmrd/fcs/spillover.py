@@ -1,7 +1,7 @@
 """Spillover as instruments write it: by names, by numbers, for some channels, with decimal commas, or broken.
 
-A matrix that cannot be read is a finding and `None`, never a crash and never a guess: the caller then states that the data
-are uncompensated.
+A matrix that cannot be read is a finding and `None`, never a crash and never a guess: the caller then states that the
+data are uncompensated.
 """
 
 from __future__ import annotations
@@ -46,10 +46,18 @@ def read_spillover(
             return spillover, findings
         if key not in _NAMELESS:
             return None, findings  # a broken matrix is not silently replaced by an older one
-    spillover = read_dfc(keywords, channels, findings)
-    if spillover is not None:
-        findings.extend(check_spillover(spillover))
-    return spillover, findings
+    if any(_DFC.fullmatch(key) and to_real(text) for key, text in keywords.items()):
+        # In files with both data sets the coarse values equal the fine ones compensated by $DFCiTOj, so compensating
+        # the coarse ones again would be wrong. The pair reader uses `read_dfc` on the fine ones.
+        findings.append(
+            warning(
+                "DFC_APPLIED",
+                "$DFCiTOj percentages are, in every file that shows both, already applied to these coarse values;"
+                " no spillover is taken from them",
+                "$DFCiTOj",
+            )
+        )
+    return None, findings
 
 
 def parse_spillover(
@@ -57,21 +65,22 @@ def parse_spillover(
 ) -> Spillover | None:
     """Parse `n,name1,…,namen,v11,v12,…` in the dialects that exist; add a finding where it cannot be.
 
-    Dialects: names or parameter numbers, no names at all (all parameters, or all fluorescence channels), `;` between the
-    fields, decimal commas, blanks around names, prefix `Comp-`, names that contain commas.
+    Dialects: names or parameter numbers, no names at all (all parameters, or all fluorescence channels), `;` between
+    the fields, decimal commas, blanks around names, prefix `Comp-`, names that contain commas.
     """
     tokens = [token.strip() for token in (text.split(";") if text.count(";") > 2 else text.split(","))]
     n = to_integer(tokens[0])
     if n is None or not 1 <= n <= MAX_CHANNELS:
-        return _malformed(source, "it does not start with the number of channels", findings)
+        findings.append(_malformed(source, "it does not start with the number of channels"))
+        return None
     rest = tokens[1:]
     while rest and not rest[-1]:
         rest.pop()
     split = _split(rest, n, channels)
     if split is None:
-        return _malformed(
-            source, f"{n} channels need {n} names and {n * n} numbers, got {len(rest)} fields in all", findings
-        )
+        why = f"{n} channels need {n} names and {n * n} numbers, got {len(rest)} fields in all"
+        findings.append(_malformed(source, why))
+        return None
     names, values = split
     matrix = np.array(values, np.float64).reshape(n, n)
     if names is None:
@@ -94,10 +103,8 @@ def parse_spillover(
     return Spillover(channels=tuple(channels[i].pnn for i in resolved), matrix=matrix, source=source)
 
 
-def _malformed(source: str, why: str, findings: list[QcFinding]) -> None:
-    findings.append(
-        warning("SPILLOVER_MALFORMED", f"{source} cannot be read ({why}); the data are uncompensated", source)
-    )
+def _malformed(source: str, why: str) -> QcFinding:
+    return warning("SPILLOVER_MALFORMED", f"{source} cannot be read ({why}); the data are uncompensated", source)
 
 
 def _split(rest: Sequence[str], n: int, channels: Sequence[Channel]) -> tuple[list[str] | None, list[float]] | None:
@@ -183,9 +190,9 @@ def _nameless(
     if len(matrix) == len(channels) and fluor:
         matrix = matrix[np.ix_(fluor, fluor)]
     elif len(matrix) != len(fluor):
-        return _malformed(
-            source, f"{len(matrix)} channels without names, but the file has {len(fluor)} of fluorescence", findings
-        )
+        why = f"{len(matrix)} channels without names, but the file has {len(fluor)} of fluorescence"
+        findings.append(_malformed(source, why))
+        return None
     findings.append(
         warning(
             "SPILLOVER_UNLABELLED",

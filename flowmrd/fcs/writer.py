@@ -46,10 +46,10 @@ def write_fcs(
     Parameters
     ----------
     path : where to write; an existing file is replaced
-    columns : values **as stored**, channel-major: (k, n), or k arrays of n. A reader divides them by `$PnG`, multiplies the
-        time channel by `$TIMESTEP` and takes integers on a log scale to linear.
-    channels : one per column. Written: `pnn`, `pns` (if any), `range`, `gain` (if not 1), the log scale, and for integers
-        `bits` (8, 16, 24, 32 or 64).
+    columns : values **as stored**, channel-major: (k, n), or k arrays of n. A reader divides them by `$PnG`, multiplies
+        the time channel by `$TIMESTEP` and takes integers on a log scale to linear.
+    channels : one per column. Written: `pnn`, `pns` (if any), `range`, `gain` (if not 1), the log scale, and for
+        integers `bits` (8, 16, 24, 32 or 64).
     keywords : further keywords, such as `$CYT` or `$TIMESTEP`; not those that follow from the data
     spillover : of channels of this file
     datatype : F float32, D float64, I unsigned integers
