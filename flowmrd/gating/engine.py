@@ -1,0 +1,451 @@
+"""Walk the strategy: place gates where their data are known, evaluate them block by block, keep memberships as bits.
+
+Each pass over the file evaluates every gate that is known and gathers the events that the next gates need to be placed.
+Memory is a bit an event and population, plus the gathered columns; so the size of the file hardly matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.events import Block, EventSource
+from flowmrd.errors import GatingError, Level, QcFinding
+from flowmrd.gating.gates import Boolean, Gate, Nothing, Rectangle, Whole, contains, gate_markers
+from flowmrd.gating.methods import Columns, Found, NotFound, Sample
+from flowmrd.gating.template import ROOT, Choice, GatingTemplate, Population, operands, typed
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A population's gate and how it came to be."""
+
+    population: str
+    method: str
+    channels: tuple[str, ...]
+    params: Mapping[str, object]
+    gate: Gate
+    found: Mapping[str, float]
+    bound_hit: str
+    fallback: str
+    reason: str
+
+
+class Memberships:
+    """One bit an event and population, in file order."""
+
+    __slots__ = ("_bits", "event_count")
+
+    def __init__(self, event_count: int) -> None:
+        self.event_count = event_count
+        self._bits: dict[str, NDArray[np.uint8]] = {}
+
+    def add(self, population: str) -> NDArray[np.uint8]:
+        """Return the empty bits of a new population, for the engine to fill."""
+        bits = np.zeros((self.event_count + 7) // 8, np.uint8)
+        self._bits[population] = bits
+        return bits
+
+    def mask(self, population: str, start: int = 0, size: int | None = None) -> NDArray[np.bool_]:
+        """Membership of events start … start + size; `start` is a multiple of 8."""
+        size = self.event_count - start if size is None else size
+        if population == ROOT:
+            return np.ones(size, np.bool_)
+        part = self._bits[population][start // 8 : (start + size + 7) // 8]
+        return np.unpackbits(part, count=size).view(np.bool_)
+
+    def __contains__(self, population: str) -> bool:
+        return population in self._bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GatingResult:
+    """Every population's gate, count and members."""
+
+    template: GatingTemplate
+    placed: Mapping[str, Placed]
+    counts: Mapping[str, int]
+    memberships: Memberships
+    findings: tuple[QcFinding, ...]
+
+
+def apply_template(
+    source: EventSource, template: GatingTemplate, *, overrides: Mapping[str, Gate] | None = None
+) -> GatingResult:
+    """Place and evaluate every population of a template.
+
+    Parameters
+    ----------
+    source : scaled events of the file
+    template : the strategy
+    overrides : population → gate that replaces the template's (patient-specific or a reviewer's)
+
+    Raises
+    ------
+    GatingError
+        A gate cannot be evaluated at all.
+    """
+    walk = _Walk(source, template, overrides or {})
+    walk.run()
+    return GatingResult(
+        template=template,
+        placed={row.name: walk.placed[row.name] for row in template.population},
+        counts={row.name: walk.counts[row.name] for row in template.population},
+        memberships=walk.memberships,
+        findings=tuple(walk.findings),
+    )
+
+
+def apply_gates(
+    source: EventSource, gates: Sequence[tuple[str, str, Gate]]
+) -> tuple[Mapping[str, int], Memberships]:
+    """Evaluate known gates, given as (name, parent, gate) with parents first, in one pass.
+
+    Returns the counts and the memberships.
+    """
+    memberships = Memberships(source.event_count)
+    counts = dict.fromkeys((name for name, _, _ in gates), 0)
+    bits = {name: memberships.add(name) for name, _, _ in gates}
+    wanted = _in_order(source, {m for _, _, gate in gates for m in gate_markers(gate)})
+    for start, block in source.blocks(wanted):
+        _evaluate_block(gates, block, start, memberships, bits, counts)
+    return counts, memberships
+
+
+def _in_order(source: EventSource, markers: Iterable[str]) -> tuple[str, ...]:
+    wanted = set(markers)
+    return tuple(marker for marker in source.markers if marker in wanted)
+
+
+def _evaluate_block(
+    gates: Sequence[tuple[str, str, Gate]],
+    block: Block,
+    start: int,
+    memberships: Memberships,
+    bits: Mapping[str, NDArray[np.uint8]],
+    counts: dict[str, int],
+) -> dict[str, Rows]:
+    """Evaluate gates on one block; return the rows of each population that was touched."""
+    rows: dict[str, Rows | None] = {ROOT: None}
+    inside: dict[str, NDArray[np.bool_]] = {}
+
+    def members(name: str) -> Rows | None:
+        if name not in rows:
+            rows[name] = np.flatnonzero(memberships.mask(name, start, block.size))
+        return rows[name]
+
+    def mask_of(name: str) -> NDArray[np.bool_]:
+        if name not in inside:
+            here = rows.get(name)
+            if here is None:
+                inside[name] = memberships.mask(name, start, block.size)
+            else:
+                inside[name] = np.zeros(block.size, np.bool_)
+                inside[name][here] = True
+        return inside[name]
+
+    for name, parent, gate in gates:
+        parent_rows = members(parent)
+        size = block.size if parent_rows is None else parent_rows.size
+        if size == 0:
+            kept = np.zeros(0, np.bool_)
+        elif isinstance(gate, Boolean):
+            masks = [mask_of(other) ^ flag for other, flag in gate.operands]
+            joined = masks[0]
+            for other_mask in masks[1:]:
+                joined = joined & other_mask if gate.operator == "and" else joined | other_mask
+            kept = joined if parent_rows is None else joined[parent_rows]
+        else:
+            kept = contains(gate, lambda marker, at=parent_rows: block.scaled(marker, at), size)  # type: ignore[misc]
+        mine = np.flatnonzero(kept) if parent_rows is None else parent_rows[kept]
+        rows[name] = mine
+        counts[name] += mine.size
+        if mine.size:
+            full = np.zeros(block.size, np.bool_)
+            full[mine] = True
+            inside[name] = full
+            bits[name][start // 8 : (start + block.size + 7) // 8] = np.packbits(full)
+    return {name: here for name, here in rows.items() if here is not None}
+
+
+class _Walk:
+    """The state of one placement: what is placed, what is evaluated, what is still to do."""
+
+    def __init__(self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, Gate]) -> None:
+        self.source = source
+        self.template = template
+        self.overrides = overrides
+        self.placed: dict[str, Placed] = {}
+        self.counts: dict[str, int] = {}
+        self.memberships = Memberships(source.event_count)
+        self.findings: list[QcFinding] = []
+        self.markers = frozenset(source.markers)
+
+    def run(self) -> None:
+        for row in self.template.population:
+            if row.name in self.overrides:
+                self._accept(row, row, self.overrides[row.name], Found(values={}), "", "override", "gate of this subject")
+        while len(self.counts) < len(self.template.population):
+            self._place_known()
+            ready = self._ready()
+            reachable = {*self.counts, *(name for name, _, _ in ready), ROOT}
+            wanting = [row for row in self.template.population if row.name not in self.placed and self._collectable(row, reachable)]
+            if not ready and not wanting:
+                left = [row.name for row in self.template.population if row.name not in self.counts]
+                raise GatingError(f"populations cannot be placed: {', '.join(left)}")
+            gathered = self._pass(ready, wanting)
+            for row in wanting:
+                self._place_from(row, gathered)
+
+    # -- which choices a file allows ------------------------------------------------------------------------------
+
+    def _available(self, row: Population) -> list[Choice]:
+        return [choice for choice in row.choices if self._has(choice)]
+
+    def _has(self, choice: Choice) -> bool:
+        return self.markers.issuperset(choice.channels)
+
+    def _missing_note(self, row: Population) -> str:
+        notes = []
+        for choice in row.choices:
+            absent = [marker for marker in choice.channels if marker not in self.markers]
+            if absent:
+                notes.append(f"{choice.method} needs {', '.join(absent)}, not in this file")
+        return "; ".join(notes)
+
+    def _place_known(self) -> None:
+        """Place rows whose first available choice needs no data (until nothing changes: cuts may be borrowed)."""
+        moved = True
+        while moved:
+            moved = False
+            for row in self.template.population:
+                if row.name in self.placed:
+                    continue
+                choices = self._available(row)
+                if not choices:
+                    self._last_resort(row, self._missing_note(row))
+                    moved = True
+                    continue
+                one = typed(choices[0])
+                lenders = [name for name in one.method.borrows(one.params) if name != row.name]
+                if one.method.find is None and choices[0].min_events is None and all(n in self.placed for n in lenders):
+                    try:
+                        gate = one.method.build(choices[0].channels, one.params, Found(values={}), self._found())
+                    except GatingError as error:
+                        if len(choices) > 1:
+                            continue
+                        self._last_resort(row, str(error))
+                    else:
+                        self._accept(row, choices[0], gate, Found(values={}), "", *self._why(row, choices[0], []))
+                    moved = True
+
+    def _found(self) -> dict[str, Mapping[str, float]]:
+        return {name: placed.found for name, placed in self.placed.items()}
+
+    def _ready(self) -> list[tuple[str, str, Gate]]:
+        """Placed gates whose parent and operands are evaluated or in this list, parents first."""
+        ready: list[tuple[str, str, Gate]] = []
+        known = {ROOT, *self.counts}
+        moved = True
+        while moved:
+            moved = False
+            for row in self.template.population:
+                if row.name in known or row.name not in self.placed or row.parent not in known:
+                    continue
+                gate = self.placed[row.name].gate
+                if isinstance(gate, Boolean) and any(name not in known for name, _ in gate.operands):
+                    continue
+                ready.append((row.name, row.parent, gate))
+                known.add(row.name)
+                moved = True
+        return ready
+
+    def _collectable(self, row: Population, reachable: set[str]) -> bool:
+        if row.parent not in reachable:
+            return False
+        for choice in self._available(row):
+            one = typed(choice)
+            if any(name not in reachable for name in one.method.references(one.params)):
+                return False
+            if any(name not in self.placed for name in one.method.borrows(one.params) if name != row.name):
+                return False
+            if any(name not in reachable for name in operands(choice)):
+                return False
+        return True
+
+    # -- one pass ---------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self, ready: list[tuple[str, str, Gate]], wanting: list[Population]
+    ) -> dict[tuple[str, str], NDArray[np.float32]]:
+        """Evaluate `ready` and gather the columns that `wanting` looks at, keyed by (population, marker)."""
+        wanted: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
+        for row in wanting:
+            for choice in self._available(row):
+                one = typed(choice)
+                if one.method.find is None:
+                    continue
+                for population in (row.parent, *one.method.references(one.params)):
+                    for marker in choice.channels:
+                        wanted.setdefault((population, marker), [])
+        bits = {name: self.memberships.add(name) for name, _, _ in ready}
+        self.counts.update(dict.fromkeys(bits, 0))
+        needed = {m for _, _, gate in ready for m in gate_markers(gate)} | {marker for _, marker in wanted}
+        for start, block in self.source.blocks(_in_order(self.source, needed)):
+            rows = _evaluate_block(ready, block, start, self.memberships, bits, self.counts)
+            for (population, marker), parts in wanted.items():
+                if population == ROOT:
+                    parts.append(block.scaled(marker).astype(np.float32))
+                    continue
+                if population not in rows:
+                    rows[population] = np.flatnonzero(self.memberships.mask(population, start, block.size))
+                here = rows[population]
+                if here.size:
+                    parts.append(block.scaled(marker, here).astype(np.float32))
+        return {
+            key: np.concatenate(parts) if parts else np.empty(0, np.float32) for key, parts in wanted.items()
+        }
+
+    # -- placing ----------------------------------------------------------------------------------------------------
+
+    def _place_from(self, row: Population, gathered: Mapping[tuple[str, str], NDArray[np.float32]]) -> None:
+        count = self.source.event_count if row.parent == ROOT else self.counts[row.parent]
+        notes: list[str] = []
+        for choice in self._available(row):
+            one = typed(choice)
+            fewest = choice.min_events if choice.min_events is not None else (1 if one.method.find else 0)
+            if count < fewest:
+                notes.append(f"{choice.method}: {row.parent} has {count} events, fewer than {fewest}")
+                continue
+            try:
+                found = Found(values={})
+                if one.method.find is not None:
+                    found = one.method.find(self._sample(row, choice, gathered, count), one.params)
+                found, hit = _bounded(found, choice)
+                if hit and choice.on_bound == "next":
+                    notes.append(f"{choice.method}: {hit}")
+                    continue
+                gate = one.method.build(choice.channels, one.params, found, self._found())
+            except NotFound as error:
+                notes.append(f"{choice.method}: {error}")
+                continue
+            except GatingError as error:
+                notes.append(str(error))
+                continue
+            self._accept(row, choice, gate, found, hit, *self._why(row, choice, notes))
+            return
+        self._last_resort(row, "; ".join(filter(None, (self._missing_note(row), *notes))), empty=count == 0)
+
+    def _sample(
+        self, row: Population, choice: Choice, gathered: Mapping[tuple[str, str], NDArray[np.float32]], count: int
+    ) -> Sample:
+        one = typed(choice)
+
+        def columns(population: str) -> Columns:
+            return {marker: gathered[population, marker] for marker in choice.channels}
+
+        return Sample(
+            markers=choice.channels,
+            events=columns(row.parent),
+            references={name: columns(name) for name in one.method.references(one.params)},
+            found=self._found(),
+            count=count,
+        )
+
+    def _why(self, row: Population, choice: Choice, notes: Sequence[str]) -> tuple[str, str]:
+        """Return (fallback, reason): what stood in for the row's own method, and why."""
+        if choice is row:
+            return "", ""
+        passed = []
+        for other in row.choices:
+            if other is choice:
+                break
+            absent = [marker for marker in other.channels if marker not in self.markers]
+            if absent:
+                passed.append(f"{other.method} needs {', '.join(absent)}, not in this file")
+        return choice.method, "; ".join((*passed, *notes))
+
+    def _last_resort(self, row: Population, reason: str, *, empty: bool = False) -> None:
+        gate: Gate = Whole() if row.last_resort == "whole" else Nothing()
+        self._accept(row, row, gate, Found(values={}), "", row.last_resort, reason, empty=empty)
+
+    def _accept(
+        self,
+        row: Population,
+        choice: Choice,
+        gate: Gate,
+        found: Found,
+        bound_hit: str,
+        fallback: str,
+        reason: str,
+        *,
+        empty: bool = False,
+    ) -> None:
+        found = _with_cut(found, gate)
+        method = fallback if fallback in {"whole", "nothing", "override"} else choice.method
+        stated = "; ".join(filter(None, (reason, found.note)))
+        self.placed[row.name] = Placed(
+            population=row.name,
+            method=method,
+            channels=choice.channels,
+            params=choice.params,
+            gate=gate,
+            found=found.values,
+            bound_hit=bound_hit,
+            fallback=fallback,
+            reason=stated,
+        )
+        where = row.name
+        if bound_hit:
+            self._note(Level.WARNING, "GATE_BOUND_HIT", f"The gate of {where} met its validated bound: {bound_hit}.", where)
+        if fallback == "override":
+            self._note(Level.INFO, "GATE_OVERRIDDEN", f"The gate of {where} is not the template's: {reason}.", where)
+        elif fallback == "whole":
+            self._note(Level.INFO, "GATE_SKIPPED", f"{where} keeps all of {row.parent}: {reason}.", where)
+        elif fallback == "nothing" and empty:
+            self._note(Level.INFO, "PARENT_EMPTY", f"{where} is empty because {row.parent} is.", where)
+        elif fallback == "nothing":
+            level = Level.INFO if self._routine(row, reason) else Level.WARNING
+            self._note(level, "GATE_NOT_PLACED", f"{where} could not be evaluated and counts nothing: {reason}.", where)
+        elif fallback:
+            level = Level.INFO if self._routine(row, reason) else Level.WARNING
+            self._note(level, "GATE_FALLBACK", f"{where} was placed by {fallback} instead of {row.method}: {reason}.", where)
+
+    def _routine(self, row: Population, reason: str) -> bool:
+        """Say whether markers that this file's panel lacks are the whole reason; a method that found nothing deserves a look."""
+        return all("not in this file" in part or "was not found on this file" in part for part in reason.split("; ")) or (
+            row.kind == "control"
+        )
+
+    def _note(self, level: Level, code: str, message: str, where: str) -> None:
+        self.findings.append(QcFinding(level=level, code=code, message=message, where=where))
+
+
+def _with_cut(found: Found, gate: Gate) -> Found:
+    """Give a one-sided interval of fixed value a `cut`, so that others can borrow it as they would a found one."""
+    if "cut" in found.values or not isinstance(gate, Rectangle) or len(gate.markers) != 1:
+        return found
+    sides = [side for side in (*gate.low, *gate.high) if math.isfinite(side)]
+    return Found(values={**found.values, "cut": sides[0]}, extra=found.extra, note=found.note) if len(sides) == 1 else found
+
+
+def _bounded(found: Found, choice: Choice) -> tuple[Found, str]:
+    """Clamp found values to the choice's bounds; say which bound was hit."""
+    hits = []
+    values = dict(found.values)
+    for name, (low, high) in choice.bounds.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        if value < low or value > high:
+            values[name] = min(max(value, low), high)
+            hits.append(f"{name} {value:.3f} is outside {low:g} … {high:g}")
+    if not hits:
+        return found, ""
+    return Found(values=values, extra=found.extra, note=found.note), "; ".join(hits)

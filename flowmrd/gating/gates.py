@@ -1,0 +1,253 @@
+"""The closed set of gate geometries: containment and JSON form.
+
+Coordinates are scaled units of named markers (0 … 1 spans the marker's display scale). Edges follow Gating-ML 2.0 and
+FlowKit: a range is `low <= x < high`, a polygon includes its edge, an ellipsoid is `distance <= limit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.errors import GatingError
+
+Values = Callable[[str], NDArray[np.float64]]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """Every event of the parent (a clean-up step that had nothing to work on)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """No event (a population that cannot be evaluated on this file)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rectangle:
+    """`low <= x < high` in each marker; an interval is a rectangle of one marker. Infinite sides are ±inf."""
+
+    markers: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """Several ranges of one marker, joined by *or* (kept stretches of time)."""
+
+    marker: str
+    ranges: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polygon:
+    """Inside or on the edge of a simple polygon; `vertices` are (x, y) pairs, closed implicitly."""
+
+    markers: tuple[str, str]
+    vertices: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ellipsoid:
+    """Squared Mahalanobis distance to `mean` under `covariance` at most `distance_square`."""
+
+    markers: tuple[str, ...]
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    distance_square: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boolean:
+    """`and`, `or` or `not` over other populations; an operand may be complemented."""
+
+    operator: str
+    operands: tuple[tuple[str, bool], ...]
+
+
+Gate = Whole | Nothing | Rectangle | Intervals | Polygon | Ellipsoid | Boolean
+
+
+def gate_markers(gate: Gate) -> tuple[str, ...]:
+    """Markers whose values the gate needs."""
+    match gate:
+        case Rectangle() | Polygon() | Ellipsoid():
+            return gate.markers
+        case Intervals():
+            return (gate.marker,)
+        case _:
+            return ()
+
+
+def contains(gate: Gate, values: Values, size: int) -> Mask:
+    """Say for each event whether the gate holds it.
+
+    Parameters
+    ----------
+    gate : any gate but `Boolean`, whose operands are populations and live in the engine
+    values : marker → scaled values (size,)
+    size : number of events
+    """
+    match gate:
+        case Whole():
+            return np.ones(size, np.bool_)
+        case Nothing():
+            return np.zeros(size, np.bool_)
+        case Rectangle(markers=markers, low=low, high=high):
+            mask: Mask | None = None
+            for marker, lo, hi in zip(markers, low, high, strict=True):
+                x = values(marker)
+                if lo > -math.inf:
+                    side = x >= lo
+                    mask = side if mask is None else np.logical_and(mask, side, out=mask)
+                if hi < math.inf:
+                    side = x < hi
+                    mask = side if mask is None else np.logical_and(mask, side, out=mask)
+                if lo == -math.inf and hi == math.inf:
+                    continue
+            return np.ones(size, np.bool_) if mask is None else mask
+        case Intervals(marker=marker, ranges=ranges):
+            x = values(marker)
+            mask = np.zeros(size, np.bool_)
+            for lo, hi in ranges:
+                mask |= (x >= lo) & (x < hi)
+            return mask
+        case Polygon(markers=markers, vertices=vertices):
+            return _in_polygon(vertices, values(markers[0]), values(markers[1]))
+        case Ellipsoid():
+            return _in_ellipsoid(gate, values)
+        case Boolean():
+            raise GatingError("a boolean gate is evaluated by the engine, over populations")
+
+
+def _in_polygon(vertices: Sequence[tuple[float, float]], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
+    from flowutils.gating import points_in_polygon
+
+    corners = np.asarray(vertices, np.float64)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    # Most events of a parent lie outside the polygon's box; the exact test is only for the rest.
+    box = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
+    rows = np.flatnonzero(box)
+    if rows.size:
+        points = np.empty((rows.size, 2))
+        np.take(x, rows, out=points[:, 0])
+        np.take(y, rows, out=points[:, 1])
+        box[rows] = points_in_polygon(corners, points)
+    return box
+
+
+def _in_ellipsoid(gate: Ellipsoid, values: Values) -> Mask:
+    centred = np.stack([values(marker) for marker in gate.markers], axis=1) - np.asarray(gate.mean)
+    inverse = np.linalg.inv(np.asarray(gate.covariance))
+    distance = np.einsum("ij,ij->i", centred @ inverse, centred)
+    inside: Mask = distance <= gate.distance_square
+    return inside
+
+
+def gate_to_json(gate: Gate) -> dict[str, object]:
+    """Return the gate as plain values; infinities become `None`."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    match gate:
+        case Whole():
+            return {"kind": "whole"}
+        case Nothing():
+            return {"kind": "nothing"}
+        case Rectangle():
+            return {
+                "kind": "rectangle",
+                "markers": list(gate.markers),
+                "low": [number(v) for v in gate.low],
+                "high": [number(v) for v in gate.high],
+            }
+        case Intervals():
+            return {
+                "kind": "intervals",
+                "marker": gate.marker,
+                "ranges": [[number(lo), number(hi)] for lo, hi in gate.ranges],
+            }
+        case Polygon():
+            return {"kind": "polygon", "markers": list(gate.markers), "vertices": [list(v) for v in gate.vertices]}
+        case Ellipsoid():
+            return {
+                "kind": "ellipsoid",
+                "markers": list(gate.markers),
+                "mean": list(gate.mean),
+                "covariance": [list(row) for row in gate.covariance],
+                "distance_square": gate.distance_square,
+            }
+        case Boolean():
+            return {
+                "kind": "boolean",
+                "operator": gate.operator,
+                "operands": [{"population": name, "complement": flag} for name, flag in gate.operands],
+            }
+
+
+def gate_from_json(data: Mapping[str, object]) -> Gate:
+    """Rebuild a gate from `gate_to_json`.
+
+    Raises
+    ------
+    GatingError
+        The kind is unknown.
+    """
+    d: dict[str, object] = dict(data)
+
+    def floats(key: str, missing: float) -> tuple[float, ...]:
+        items = d[key]
+        assert isinstance(items, Sequence)
+        return tuple(missing if v is None else float(v) for v in items)
+
+    def strings(key: str) -> tuple[str, ...]:
+        items = d[key]
+        assert isinstance(items, Sequence)
+        return tuple(str(v) for v in items)
+
+    match d.get("kind"):
+        case "whole":
+            return Whole()
+        case "nothing":
+            return Nothing()
+        case "rectangle":
+            return Rectangle(markers=strings("markers"), low=floats("low", -math.inf), high=floats("high", math.inf))
+        case "intervals":
+            ranges = d["ranges"]
+            assert isinstance(ranges, Sequence)
+            return Intervals(
+                marker=str(d["marker"]),
+                ranges=tuple((-math.inf if a is None else float(a), math.inf if b is None else float(b)) for a, b in ranges),
+            )
+        case "polygon":
+            first, second = strings("markers")
+            vertices = d["vertices"]
+            assert isinstance(vertices, Sequence)
+            return Polygon(markers=(first, second), vertices=tuple((float(x), float(y)) for x, y in vertices))
+        case "ellipsoid":
+            covariance, limit = d["covariance"], d["distance_square"]
+            assert isinstance(covariance, Sequence)
+            assert isinstance(limit, int | float)
+            return Ellipsoid(
+                markers=strings("markers"),
+                mean=floats("mean", math.nan),
+                covariance=tuple(tuple(float(v) for v in row) for row in covariance),
+                distance_square=float(limit),
+            )
+        case "boolean":
+            operands = d["operands"]
+            assert isinstance(operands, Sequence)
+            return Boolean(
+                operator=str(d["operator"]),
+                operands=tuple((str(o["population"]), bool(o["complement"])) for o in operands),
+            )
+        case kind:
+            raise GatingError(f"unknown gate kind {kind!r}")

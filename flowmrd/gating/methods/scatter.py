@@ -1,0 +1,142 @@
+"""Clean-up gates on pulse shape and light scatter: the singlet band and the debris line."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from flowmrd.gating.gates import Gate, Polygon
+from flowmrd.gating.methods import Found, GateMethod, NotFound, Params, Sample
+from flowmrd.gating.methods.geometric import Values
+
+# Beyond the scale on every side, so that a band or line has no end inside the data.
+FAR_LOW, FAR_HIGH = -0.5, 2.0
+
+
+class SingletBandParams(Params):
+    """A band around the course of single events in two pulse measures.
+
+    The course is the running median of the second channel over the first; its spread the running 1.4826 × MAD. Coincident
+    events leave the course on one side (a longer pulse for its area), so the band is `lower` and `upper` spreads wide.
+    Source of the median + k × MAD form: PeacoQC's doublet rule (domain 7.3).
+    """
+
+    lower: float = Field(default=5.0, gt=0)
+    upper: float = Field(default=5.0, gt=0)
+    min_spread: float = Field(default=0.004, gt=0)
+    bin_events: int = Field(default=400, ge=50)
+    max_bins: int = Field(default=24, ge=3)
+    max_removed: float = Field(default=0.4, gt=0, lt=1)
+
+
+def _find_band(sample: Sample, params: SingletBandParams) -> Found:
+    first, second = sample.markers
+    x = sample.events[first].astype(np.float64)
+    y = sample.events[second].astype(np.float64)
+    bins = int(np.clip(x.size // params.bin_events, 1, params.max_bins))
+    edges = np.quantile(x, np.linspace(0.0, 1.0, bins + 1))
+    centres, middles, spreads = [], [], []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (x >= low) & (x <= high)
+        if inside.sum() < 20:
+            continue
+        values = y[inside]
+        middle = float(np.median(values))
+        centres.append(float(np.median(x[inside])))
+        middles.append(middle)
+        spreads.append(max(1.4826 * float(np.median(np.abs(values - middle))), params.min_spread))
+    if not centres:
+        raise NotFound("too few events for a singlet band")
+    centre, middle, spread = np.array(centres), np.array(middles), np.array(spreads)
+    keep = np.r_[True, np.diff(centre) > 1e-6]
+    centre, middle, spread = centre[keep], middle[keep], spread[keep]
+    low = np.interp(x, centre, middle - params.lower * spread)
+    high = np.interp(x, centre, middle + params.upper * spread)
+    removed = float(np.mean((y < low) | (y > high)))
+    if removed > params.max_removed:
+        raise NotFound(f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed")
+    # Past the outermost bins the course goes on with the slope it has there.
+    if centre.size > 1:
+        slopes = ((middle[1] - middle[0]) / (centre[1] - centre[0]), (middle[-1] - middle[-2]) / (centre[-1] - centre[-2]))
+    else:
+        slopes = (0.0, 0.0)
+    ends = (
+        (FAR_LOW, middle[0] + slopes[0] * (FAR_LOW - centre[0]), spread[0]),
+        (FAR_HIGH, middle[-1] + slopes[1] * (FAR_HIGH - centre[-1]), spread[-1]),
+    )
+    course = (
+        ends[0],
+        *((float(c), float(m), float(s)) for c, m, s in zip(centre, middle, spread, strict=True)),
+        ends[1],
+    )
+    return Found(
+        values={"removed": removed, "spread": float(np.median(spread))},
+        extra=course,
+        note=f"band of {centre.size} segments, {removed:.1%} outside",
+    )
+
+
+def _build_band(markers: tuple[str, ...], params: SingletBandParams, found: Found, _values: Values) -> Gate:
+    lower = [(x, middle - params.lower * spread) for x, middle, spread in found.extra]
+    upper = [(x, middle + params.upper * spread) for x, middle, spread in found.extra]
+    vertices = tuple((float(x), float(y)) for x, y in (*lower, *reversed(upper)))
+    return Polygon(markers=(markers[0], markers[1]), vertices=vertices)
+
+
+class DebrisLineParams(Params):
+    """Events smaller than `ratio` × the median forward scatter of a reference population are debris.
+
+    The line leans to the right with side scatter by `slope` (apoptotic cells: small and granular). A file whose events
+    all lie right of the line loses nothing.
+    """
+
+    population: str
+    ratio: float = Field(gt=0, lt=1)
+    slope: float = Field(default=0.0, ge=0)
+    min_reference: int = Field(default=50, ge=1)
+    keep: Literal["right"] = "right"
+
+
+def _find_debris(sample: Sample, params: DebrisLineParams) -> Found:
+    forward = sample.markers[0]
+    reference = sample.references[params.population][forward].astype(np.float64)
+    if reference.size < params.min_reference:
+        raise NotFound(f"reference {params.population} has {reference.size} events, at least {params.min_reference} needed")
+    size = float(np.median(reference))
+    return Found(
+        values={"cut": params.ratio * size, "reference_size": size},
+        note=f"{params.ratio:g} × median {forward} of {params.population}",
+    )
+
+
+def _build_debris(markers: tuple[str, ...], params: DebrisLineParams, found: Found, _values: Values) -> Gate:
+    cut = found.values["cut"]
+    top = FAR_HIGH
+    return Polygon(
+        markers=(markers[0], markers[1]),
+        vertices=(
+            (cut, FAR_LOW),
+            (cut, 0.0),
+            (cut + params.slope * top, top),
+            (FAR_HIGH + params.slope * top, top),
+            (FAR_HIGH + params.slope * top, FAR_LOW),
+        ),
+    )
+
+
+def _debris_references(params: Any) -> tuple[str, ...]:
+    return (params.population,)
+
+
+METHODS = (
+    GateMethod(name="singlet_band", params=SingletBandParams, find=_find_band, build=_build_band),
+    GateMethod(
+        name="debris_line",
+        params=DebrisLineParams,
+        find=_find_debris,
+        build=_build_debris,
+        references=_debris_references,
+    ),
+)

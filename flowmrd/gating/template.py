@@ -1,0 +1,373 @@
+"""TOML → `GatingTemplate`: a tube's panel, scales, populations, measurements and plots, checked as a whole once.
+
+A template is a controlled document: text, versioned, hashed. Everything biological a run uses stands in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flowmrd.cytometry.events import MarkerSpec
+from flowmrd.errors import TemplateError
+from flowmrd.gating.methods import GateMethod, Params, methods
+from flowmrd.registry import nearest
+
+ROOT = "root"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Head(_Document):
+    """Identity of a template."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    title: str
+    specimens: tuple[str, ...] = Field(strict=False)
+    purpose: str
+    sources: tuple[str, ...] = Field(default=())
+    approved_by: str = ""
+    notes: str = ""
+
+
+class Choice(_Document):
+    """One way of placing a population's gate."""
+
+    method: str
+    channels: tuple[str, ...] = Field(default=())
+    params: dict[str, Any] = Field(default_factory=dict)
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    on_bound: Literal["clamp", "next"] = "clamp"
+    min_events: int | None = Field(default=None, ge=0)
+    because: str = ""
+
+
+class Population(Choice):
+    """One row of the gating strategy.
+
+    `otherwise` are tried in order when the row's own channels are missing, its parent has fewer than `min_events` events,
+    or its method finds nothing; `last` says what stands when none of them does.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    parent: str
+    purpose: str
+    kind: Literal["clean_up", "population", "control", "target"] = "population"
+    otherwise: tuple[Choice, ...] = Field(default=())
+    last: Literal["whole", "nothing"] | None = None
+    plot: tuple[str, str] | None = Field(default=None)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All ways in order; the row itself is the first."""
+        return (self, *self.otherwise)
+
+    @property
+    def last_resort(self) -> Literal["whole", "nothing"]:
+        """What stands when nothing could be placed: a clean-up step removes nothing, a population holds nothing."""
+        return self.last or ("whole" if self.kind == "clean_up" else "nothing")
+
+
+class Route(_Document):
+    """A way to the B lineage that does not need the therapy's target: the markers it takes."""
+
+    name: str
+    markers: tuple[str, ...] = Field(min_length=1)
+
+
+class Measurement(_Document):
+    """What is reported: numerator and denominator populations and the event rule."""
+
+    analyte: str
+    numerator: str
+    denominator: str
+    rules: str = "iccs_20_50"
+    target_fraction: float = Field(default=1e-4, gt=0, lt=1)
+    lod_events: int | None = Field(default=None, gt=0)
+    lloq_events: int | None = Field(default=None, gt=0)
+    assay_lod: float | None = Field(default=None, gt=0, lt=1)
+    assay_lloq: float | None = Field(default=None, gt=0, lt=1)
+    unit: str = "%"
+    routes: tuple[Route, ...] = Field(default=())
+
+
+class Plot(_Document):
+    """An extra view of a population, without a gate of its own."""
+
+    parent: str
+    x: str
+    y: str
+    purpose: str = ""
+
+
+class Quality(_Document):
+    """Names of the populations whose counts the acquisition checks need, and its target for events."""
+
+    singlets: str | None = None
+    viable: str | None = None
+    denominator: str | None = None
+    gating_markers: tuple[str, ...] = Field(default=())
+
+
+class GatingTemplate(_Document):
+    """A tube's whole recipe. `digest` is the SHA-256 of the document's bytes."""
+
+    template: Head
+    channel: tuple[MarkerSpec, ...] = Field(min_length=1)
+    population: tuple[Population, ...] = Field(min_length=1)
+    measurement: tuple[Measurement, ...] = Field(default=())
+    plot: tuple[Plot, ...] = Field(default=())
+    quality: Quality = Quality()
+    digest: str = ""
+
+    def row(self, name: str) -> Population:
+        """Return the row of a population."""
+        return next(row for row in self.population if row.name == name)
+
+    def path(self, name: str) -> str:
+        """Return `/root/…/name`."""
+        parts = [name]
+        while parts[0] != ROOT:
+            parts.insert(0, self.row(parts[0]).parent)
+        return "/" + "/".join(parts)
+
+    @property
+    def target(self) -> str:
+        """Return the population that is back-gated: the first `target`, else the first numerator, else nothing."""
+        for row in self.population:
+            if row.kind == "target":
+                return row.name
+        return self.measurement[0].numerator if self.measurement else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedChoice:
+    """A choice with its method and validated parameters."""
+
+    choice: Choice
+    method: GateMethod
+    params: Params
+
+
+def typed(choice: Choice) -> TypedChoice:
+    """Return the method and its parameters as checked at load."""
+    method = methods()[choice.method]
+    return TypedChoice(choice=choice, method=method, params=method.params.model_validate(choice.params))
+
+
+def depends_on(choice: Choice) -> tuple[str, ...]:
+    """Return the populations a choice needs besides its parent: references, lenders of cuts, operands."""
+    one = typed(choice)
+    names = {*one.method.references(one.params), *one.method.borrows(one.params), *operands(choice)}
+    return tuple(sorted(names))
+
+
+def operands(choice: Choice) -> tuple[str, ...]:
+    """Return the populations of a boolean choice."""
+    if choice.method != "boolean":
+        return ()
+    return tuple(str(name).removeprefix("!") for name in choice.params.get("populations", ()))
+
+
+def load_template(path: Path) -> GatingTemplate:
+    """Read and check one template.
+
+    Raises
+    ------
+    ExceptionGroup
+        Of `TemplateError`, one per fault, each with its key path.
+    """
+    data = path.read_bytes()
+    try:
+        document = _frozen(tomllib.loads(data.decode("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TemplateError(f"not valid TOML: {error}", source=path.name) from None
+    try:
+        template = GatingTemplate.model_validate({**document, "digest": hashlib.sha256(data).hexdigest()})
+    except ValidationError as error:
+        raise ExceptionGroup("invalid template", [_located(fault, path.name, document) for fault in error.errors()]) from None
+    faults = list(_cross_check(template, path.name))
+    if faults:
+        raise ExceptionGroup("invalid template", faults)
+    return template
+
+
+def _frozen(node: Any) -> Any:
+    """Turn arrays into tuples, which is what the strict models hold."""
+    if isinstance(node, dict):
+        return {key: _frozen(value) for key, value in node.items()}
+    return tuple(_frozen(value) for value in node) if isinstance(node, list) else node
+
+
+def _located(fault: Mapping[str, Any], source: str, document: Mapping[str, Any], prefix: str = "") -> TemplateError:
+    where = prefix
+    node: Any = document
+    for key in fault["loc"]:
+        where += f"[{key}]" if isinstance(key, int) else f".{key}" if where else str(key)
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            node = None
+        if isinstance(node, dict) and isinstance(key, int):
+            name = node.get("name") or node.get("marker") or node.get("analyte")
+            where += f" ({name})" if name else ""
+    got = fault.get("input")
+    text = str(fault["msg"])
+    if fault["type"] == "extra_forbidden":
+        text = "unknown key"
+    elif fault["type"] != "missing" and not isinstance(got, dict):
+        text += f", got {got!r}"
+    return TemplateError(text, source=source, where=where)
+
+
+def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateError]:
+    def fault(where: str, message: str, hint: str = "") -> TemplateError:
+        return TemplateError(message, source=source, where=where, hint=hint)
+
+    markers = tuple(spec.marker for spec in template.channel)
+    names = tuple(row.name for row in template.population)
+    for kind, items in (("channel", markers), ("population", names)):
+        for item in sorted({item for item in items if items.count(item) > 1}):
+            yield fault(kind, f"{item} is given twice")
+    usable: dict[str, set[str]] = {}
+    for number, row in enumerate(template.population):
+        key = f"population[{number}] ({row.name})"
+        if row.parent != ROOT and row.parent not in names:
+            yield fault(f"{key}.parent", f"no population {row.parent!r}", nearest(row.parent, names))
+        for step, choice in enumerate(row.choices):
+            place = key if step == 0 else f"{key}.otherwise[{step - 1}]"
+            if choice.method not in methods():
+                yield fault(f"{place}.method", f"no gate method {choice.method!r}", nearest(choice.method, methods()))
+                continue
+            for marker in choice.channels:
+                if marker not in markers:
+                    yield fault(f"{place}.channels", f"no channel for marker {marker!r}", nearest(marker, markers))
+            try:
+                dependencies = depends_on(choice)
+            except ValidationError as error:
+                for one in error.errors():
+                    yield _located(one, source, choice.params, f"{place}.params")
+                continue
+            for other in dependencies:
+                if other not in names:
+                    yield fault(f"{place}.params", f"no population {other!r}", nearest(other, names))
+                else:
+                    usable.setdefault(row.name, set()).add(other)
+        for marker in row.plot or ():
+            if marker not in markers:
+                yield fault(f"{key}.plot", f"no channel for marker {marker!r}", nearest(marker, markers))
+    if not any(True for row in template.population if row.parent == ROOT):
+        yield fault("population", "no population has root as its parent")
+    cycle = _cycle({row.name: {row.parent, *usable.get(row.name, ())} - {ROOT} for row in template.population})
+    if cycle:
+        yield fault("population", f"populations need one another in a circle: {' → '.join(cycle)}")
+    for number, measurement in enumerate(template.measurement):
+        for field in ("numerator", "denominator"):
+            name = getattr(measurement, field)
+            if name not in names:
+                yield fault(
+                    f"measurement[{number}] ({measurement.analyte}).{field}", f"no population {name!r}", nearest(name, names)
+                )
+    for number, plot in enumerate(template.plot):
+        if plot.parent != ROOT and plot.parent not in names:
+            yield fault(f"plot[{number}].parent", f"no population {plot.parent!r}", nearest(plot.parent, names))
+        for marker in (plot.x, plot.y):
+            if marker not in markers:
+                yield fault(f"plot[{number}]", f"no channel for marker {marker!r}", nearest(marker, markers))
+
+
+def _cycle(needs: Mapping[str, set[str]]) -> list[str]:
+    """Return one circle of names, or nothing."""
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if state.get(name) == 2 or name not in needs:
+            return []
+        if state.get(name) == 1:
+            return [*trail[trail.index(name) :], name]
+        state[name] = 1
+        for other in sorted(needs[name]):
+            found = visit(other, [*trail, name])
+            if found:
+                return found
+        state[name] = 2
+        return []
+
+    for name in needs:
+        found = visit(name, [])
+        if found:
+            return found
+    return []
+
+
+def requires_marker(template: GatingTemplate, population: str, marker: str) -> bool:
+    """Say whether every way from root to `population` gates positively on `marker`.
+
+    An `or` needs the marker only where all its operands do; an `and` where any does; complemented operands never do.
+    """
+    if population == ROOT:
+        return False
+    row = template.row(population)
+    if requires_marker(template, row.parent, marker):
+        return True
+    if row.method == "boolean":
+        kept = [str(name) for name in row.params["populations"] if not str(name).startswith("!")]
+        needs = [requires_marker(template, name, marker) for name in kept]
+        return all(needs) if row.params["operator"] == "or" else any(needs)
+    if marker not in row.channels:
+        return False
+    one = typed(row).params
+    if getattr(one, "keep", "above") == "below":
+        return False
+    low = getattr(one, "low", 0.0)
+    if isinstance(low, dict):
+        return marker in low
+    return low is not None
+
+
+def template_folder() -> Path:
+    """Return the folder of the shipped templates (in the wheel, or beside the package in a checkout)."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "gating_templates"
+    return inside if inside.is_dir() else package.parent / "gating_templates"
+
+
+def template_paths(folder: Path | None = None) -> Mapping[str, Path]:
+    """Return template id → file of the shipped templates, overridden by those in `folder`."""
+    found = {path.stem: path for path in sorted(template_folder().glob("*.toml"))}
+    if folder is not None:
+        found.update({path.stem: path for path in sorted(folder.glob("*.toml"))})
+    return found
+
+
+def find_template(name: str, folder: Path | None = None) -> GatingTemplate:
+    """Load a template by id or by path.
+
+    Raises
+    ------
+    TemplateError
+        There is no such template; the message names the nearest.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise TemplateError("no such template file", source=name)
+        return load_template(path)
+    known = template_paths(folder)
+    if name not in known:
+        raise TemplateError(f"no template {name!r}", hint=nearest(name, tuple(known)))
+    template = load_template(known[name])
+    if template.template.id != name:
+        raise TemplateError(
+            f"the file is named {known[name].name} but its id is {template.template.id!r}", source=known[name].name, where="template.id"
+        )
+    return template
