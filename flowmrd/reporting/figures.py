@@ -1,0 +1,617 @@
+"""Values → plotly figures, as plain dictionaries (pure functions; nothing here reads files or makes pages).
+
+Axes are linear in scaled units and carry their own ticks in channel values, because gates live in scaled units and a
+plotly logarithmic axis has no zero. Arrays travel as base64 typed arrays, which plotly.js reads natively: a 256 × 256
+density is 87 kB as bytes and would be 400 kB as numbers. Every text that comes from a file is HTML-escaped, since plotly
+renders links and markup in labels. WebGL is not used: a page of twenty panels would need more contexts than a browser
+grants, and remote desktops have none.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.transforms import Linear, make_transform, ticks
+from flowmrd.records import Axis, GateShape, PlotPanel, TimeSeries
+from flowmrd.reporting.labels import Placement, place_labels
+from flowmrd.reporting.numbers import format_count, format_share
+
+Figure: TypeAlias = dict[str, Any]
+Floats: TypeAlias = NDArray[np.float64]
+
+# What every drawn figure is opened with: plotly.js offers to post a figure to a cloud service unless told not to.
+CONFIG: Mapping[str, Any] = {
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "displaylogo": False,
+    "responsive": True,
+    "doubleClick": "reset",
+    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+}
+
+# Density is one blue ramp and the target orange: the pair that stays apart in every common colour-vision deficiency and
+# in print. `density` and `raster` are colour scales from the second stop on (zero is transparent).
+THEMES: Mapping[str, Mapping[str, Any]] = {
+    "light": {
+        "ink": "#1c2530",
+        "muted": "#5b6876",
+        "line": "#8592a0",
+        "plot": "#ffffff",
+        "label": "rgba(255,255,255,0.86)",
+        "gate": "#111820",
+        "target": "#d55e00",
+        "targetEdge": "#ffffff",
+        "flag": "rgba(213,94,0,0.20)",
+        "series": "#1f5f99",
+        "density": ["#b4cde4", "#86add3", "#5587bd", "#2f639d", "#18427a", "#0a2550"],
+        "raster": ["#e8750f", "#c24e00"],
+    },
+    "dark": {
+        "ink": "#e6ebf1",
+        "muted": "#9fadbc",
+        "line": "#66758a",
+        "plot": "#10161e",
+        "label": "rgba(16,22,30,0.80)",
+        "gate": "#f4f7fa",
+        "target": "#ff9a3c",
+        "targetEdge": "#10161e",
+        "flag": "rgba(255,154,60,0.28)",
+        "series": "#7db4e8",
+        "density": ["#24405f", "#2f5a87", "#3f78ae", "#5c98cb", "#8bbae0", "#c9e1f4"],
+        "raster": ["#ff8a1f", "#ffb46b"],
+    },
+}
+
+FONT = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
+)
+
+MARKERS_MAX = 1500  # target events drawn one by one; above it a raster layer colours every occupied bin
+_COARSE_BELOW = 16_384  # events of the parent; fewer are drawn on bins of twice the width
+_TICK_GAP = 0.085  # least distance of two tick labels, as a share of the axis, on the smallest plot
+# The plot area (pixels) and label sizes on the narrowest supported page (1280 px, three plots a row).
+_PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 296.0, 6.5, 7.4, 14.5, 6.0, 11
+_LABEL_CHARS = 22
+_BUSY_BINS = 64
+
+
+def panel_figure(panel: PlotPanel) -> Figure:
+    """Draw one step of the gating strategy: density of all events, gates with name, count and share, target events.
+
+    Parameters
+    ----------
+    panel : density in counts per bin, gates and target events in scaled units of the two axes
+
+    Returns
+    -------
+    {"data": …, "layout": …} as plotly.js and `plotly.graph_objects.Figure` take them, in the light theme. Traces name
+    their role in `meta` (density, target), shapes and annotations in `name`, so that a page can restyle them.
+    """
+    theme = THEMES["light"]
+    data: list[Figure] = []
+    if (density := _density_trace(panel)) is not None:
+        data.append(density)
+    data.extend(_target_traces(panel))
+    shapes: list[Figure] = []
+    for gate in panel.gates:
+        shapes.extend(_gate_shapes(gate, panel))
+    annotations = _gate_annotations(panel)
+    if not panel.density.any():
+        annotations.append(_empty_note(panel))
+    layout: Figure = {
+        "margin": {"l": 56, "r": 12, "t": 10, "b": 50, "pad": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": theme["plot"],
+        "font": {"family": FONT, "size": _FONT_PX, "color": theme["ink"]},
+        "showlegend": False,
+        "hovermode": False,
+        "dragmode": "zoom",
+        "xaxis": _plot_axis(panel.x),
+        "yaxis": _plot_axis(panel.y),
+        "shapes": shapes,
+        "annotations": annotations,
+    }
+    return {"data": data, "layout": layout}
+
+
+def rate_figure(time: TimeSeries) -> Figure:
+    """Draw events per second over the acquisition; spans that QC flagged are shaded."""
+    theme = THEMES["light"]
+    return {
+        "data": [_line(time.seconds, time.rate, "series", "x", "y")],
+        "layout": {
+            **_series_layout(),
+            "margin": {"l": 64, "r": 12, "t": 10, "b": 44},
+            "xaxis": {**_series_axis(), "title": {"text": "Time (s)"}},
+            "yaxis": {**_series_axis(), "title": {"text": "Events per second"}, "rangemode": "tozero"},
+            "shapes": [_flag_shape(span, "x", "y", theme) for span in flagged_spans(time)],
+        },
+    }
+
+
+def medians_figure(time: TimeSeries, labels: Mapping[str, str], *, columns: int = 4) -> Figure:
+    """Draw every channel's median over the acquisition, one small plot each, on a common time axis.
+
+    Parameters
+    ----------
+    time : `medians` is (channels, bins)
+    labels : channel → label (its marker); channels without one keep their own name
+    columns : plots in a row
+
+    Raises
+    ------
+    ValueError
+        `medians` is not (channels, bins)
+    """
+    expected = (len(time.channels), time.seconds.size)
+    if time.medians.shape != expected:
+        raise ValueError(f"medians: expected (channels, bins) = {expected}; got {time.medians.shape}")
+    theme = THEMES["light"]
+    rows = max(1, math.ceil(len(time.channels) / columns))
+    data: list[Figure] = []
+    layout: Figure = {
+        **_series_layout(),
+        "margin": {"l": 44, "r": 8, "t": 24, "b": 40},
+        "shapes": [],
+        "annotations": [],
+    }
+    spans = flagged_spans(time)
+    high, wide = 1 / rows, 1 / columns
+    for i, channel in enumerate(time.channels):
+        row, column = divmod(i, columns)
+        x, y = ("x", "y") if i == 0 else (f"x{i + 1}", f"y{i + 1}")
+        low, top = 1 - (row + 1) * high + 0.16 * high, 1 - row * high - 0.14 * high
+        left, right = column * wide + 0.022, (column + 1) * wide - 0.016
+        last = i + columns >= len(time.channels)
+        data.append(_line(time.seconds, time.medians[i], "series", x, y))
+        layout[f"xaxis{x[1:]}"] = {
+            **_series_axis(),
+            "domain": [left, right],
+            "anchor": y,
+            "nticks": 4,
+            "showticklabels": last,
+            **({"matches": "x"} if i else {}),
+            **({"title": {"text": "Time (s)", "standoff": 4}} if last else {}),
+        }
+        layout[f"yaxis{y[1:]}"] = {**_series_axis(), "domain": [low, top], "anchor": x, "nticks": 4}
+        layout["annotations"].append(
+            {
+                "name": "title",
+                "xref": f"{x} domain",
+                "yref": f"{y} domain",
+                "x": 0,
+                "y": 1,
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "text": f"<b>{plot_text(labels.get(channel, channel), limit=26)}</b>",
+                "font": {"size": _FONT_PX, "color": theme["ink"]},
+            }
+        )
+        layout["shapes"].extend(_flag_shape(span, x, y, theme) for span in spans)
+    return {"data": data, "layout": layout}
+
+
+def flagged_spans(time: TimeSeries) -> tuple[tuple[float, float], ...]:
+    """Join neighbouring flagged bins into spans (first and last second), half a bin wider on either side."""
+    flags = np.concatenate([[False], time.flagged, [False]])
+    starts = np.flatnonzero(flags[1:] & ~flags[:-1])
+    stops = np.flatnonzero(flags[:-1] & ~flags[1:]) - 1
+    half = float(np.median(np.diff(time.seconds))) / 2 if time.seconds.size > 1 else 0.5
+    return tuple(
+        (float(time.seconds[a]) - half, float(time.seconds[b]) + half) for a, b in zip(starts, stops, strict=True)
+    )
+
+
+def plot_text(text: str, *, limit: int = 48) -> str:
+    """Make a name from a file safe and short for plotly: no markup, no control characters, at most `limit` characters."""
+    clean = "".join(character if character.isprintable() else "�" for character in text)
+    if len(clean) > limit:
+        clean = clean[: limit - 1] + "…"
+    return html.escape(clean, quote=False)
+
+
+def axis_title(axis: Axis) -> str:
+    """Name an axis: marker and channel, or the one name where they are the same."""
+    if axis.marker and axis.marker != axis.channel:
+        return f"{axis.marker} ({axis.channel})"
+    return axis.channel or axis.marker
+
+
+def target_bins(panel: PlotPanel, bins: int) -> NDArray[np.int64]:
+    """Count target events per bin, (bins, bins) as `[iy, ix]`; events beyond the axes are in the border bins."""
+    ix, iy = _bin_index(panel.target[0], panel.x, bins), _bin_index(panel.target[1], panel.y, bins)
+    counts: NDArray[np.int64] = np.bincount(iy * bins + ix, minlength=bins * bins).reshape(bins, bins)
+    return counts
+
+
+# ------------------------------------------------------------------------------------------------------------- density
+
+
+def _density_trace(panel: PlotPanel) -> Figure | None:
+    counts = panel.density
+    if panel.parent_events < _COARSE_BELOW:
+        # Few events leave holes between fine bins; twice the width reads better and is a quarter of the size.
+        height, width = counts.shape
+        counts = counts.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3))
+    return _heatmap(counts, panel, "density", THEMES["light"]["density"])
+
+
+def log_bytes(counts: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale counts to 0 … 255 by their logarithm; every occupied bin is at least 1."""
+    top = int(counts.max(initial=0))
+    if top == 0:
+        return np.zeros(counts.shape, np.uint8)
+    # One look-up per bin instead of one logarithm: most bins hold few events.
+    if top <= 65_536:
+        table = np.log1p(np.arange(top + 1)) * (254 / math.log1p(top))
+        table = np.rint(table) + 1
+        table[0] = 0
+        return table.astype(np.uint8)[counts]
+    scaled = np.rint(np.log1p(counts) * (254 / math.log1p(top))) + 1
+    return np.where(counts > 0, scaled, 0).astype(np.uint8)
+
+
+def _heatmap(counts: NDArray[Any], panel: PlotPanel, role: str, colours: Sequence[str]) -> Figure | None:
+    """Make a heat map of counts, cropped to its occupied rows and columns."""
+    rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    if rows.size == 0:
+        return None
+    height, width = counts.shape
+    dx, dy = (panel.x.hi - panel.x.lo) / width, (panel.y.hi - panel.y.lo) / height
+    z = log_bytes(counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return {
+        "type": "heatmap",
+        "meta": role,
+        "z": _typed(z),
+        "x0": panel.x.lo + (float(columns[0]) + 0.5) * dx,
+        "dx": dx,
+        "y0": panel.y.lo + (float(rows[0]) + 0.5) * dy,
+        "dy": dy,
+        "zmin": 0,
+        "zmax": 255,
+        "zsmooth": False,
+        "showscale": False,
+        "hoverinfo": "skip",
+        "colorscale": _colour_scale(colours),
+    }
+
+
+def _colour_scale(colours: Sequence[str]) -> list[list[Any]]:
+    """Transparent for zero, then the colours from the first occupied level to the last."""
+    first = 1 / 255
+    steps = [[first + (1 - first) * i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
+    return [[0, "rgba(0,0,0,0)"], [first * 0.99, "rgba(0,0,0,0)"], *steps]
+
+
+def _typed(array: NDArray[Any]) -> Figure:
+    """Encode an array as plotly's typed-array specification."""
+    kinds = {"uint8": "u1", "float32": "f4"}
+    spec: Figure = {"dtype": kinds[array.dtype.name], "bdata": base64.b64encode(array.tobytes()).decode("ascii")}
+    if array.ndim == 2:
+        spec["shape"] = f"{array.shape[0]}, {array.shape[1]}"
+    return spec
+
+
+# -------------------------------------------------------------------------------------------------------------- target
+
+
+def _target_traces(panel: PlotPanel) -> list[Figure]:
+    """Show every target event: one marker each, or for many a raster with markers for the events that stand alone."""
+    events = panel.target.shape[1]
+    if events == 0:
+        return []
+    theme = THEMES["light"]
+    x = np.clip(panel.target[0], panel.x.lo, panel.x.hi).astype(np.float32)
+    y = np.clip(panel.target[1], panel.y.lo, panel.y.hi).astype(np.float32)
+    traces: list[Figure] = []
+    if events > MARKERS_MAX:
+        bins = panel.density.shape[0]
+        counts = target_bins(panel, bins)
+        raster = _heatmap(counts, panel, "target-raster", theme["raster"])
+        assert raster is not None
+        traces.append(raster)
+        crowd = _neighbourhood(counts)[
+            _bin_index(panel.target[1], panel.y, bins), _bin_index(panel.target[0], panel.x, bins)
+        ]
+        # A bin is little over a pixel, so a lone event gets a marker that the eye can find.
+        alone = np.flatnonzero(crowd <= 3)
+        keep = alone[np.lexsort((x[alone], y[alone], crowd[alone]))][:MARKERS_MAX]
+    else:
+        keep = np.lexsort((x, y))
+    if keep.size:
+        size = 7 if events <= 60 else 5 if events <= 400 else 3.2 if events <= MARKERS_MAX else 2.4
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "meta": "target",
+                "x": _typed(x[keep]),
+                "y": _typed(y[keep]),
+                "hoverinfo": "skip",
+                "cliponaxis": False,
+                "marker": {
+                    "size": size,
+                    "color": theme["target"],
+                    "line": {"width": 0.8 if events <= 400 else 0, "color": theme["targetEdge"]},
+                },
+            }
+        )
+    return traces
+
+
+def _bin_index(values: NDArray[np.float32], axis: Axis, bins: int) -> NDArray[np.int64]:
+    position = np.floor((values.astype(np.float64) - axis.lo) * (bins / (axis.hi - axis.lo)))
+    return np.clip(position, 0, bins - 1).astype(np.int64)
+
+
+def _neighbourhood(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Events within two bins of each bin."""
+    padded = np.pad(counts, 2)
+    rows: NDArray[np.int64] = sum((padded[i : i + counts.shape[0]] for i in range(5)), np.zeros((), np.int64))
+    total: NDArray[np.int64] = sum((rows[:, i : i + counts.shape[1]] for i in range(5)), np.zeros((), np.int64))
+    return total
+
+
+# --------------------------------------------------------------------------------------------------------------- gates
+
+
+def _gate_shapes(gate: GateShape, panel: PlotPanel) -> list[Figure]:
+    """Draw a gate: a faint fill over its inside and a line along every finite side."""
+    if gate.outline.size == 0:
+        return []
+    is_target = gate.population == panel.target_name
+    theme = THEMES["light"]
+    colour = theme["target"] if is_target else theme["gate"]
+    name = "gate-target" if is_target else "gate"
+    clipped = _clipped(gate.outline, panel)
+    line = {"color": colour, "width": 2 if is_target else 1.4}
+    base: Figure = {"type": "path", "layer": "above", "name": name, "xref": "x", "yref": "y"}
+    if np.isfinite(gate.outline).all():
+        return [{**base, "path": _path(clipped), "line": line, "fillcolor": "rgba(0,0,0,0)"}]
+    # Infinite sides end at the plot's edge and get no line: the gate goes on there.
+    closed = np.concatenate([gate.outline, gate.outline[:, :1]], axis=1)
+    shown = np.concatenate([clipped, clipped[:, :1]], axis=1)
+    sides = []
+    for i in range(closed.shape[1] - 1):
+        same_infinite = [not math.isfinite(closed[k, i]) and closed[k, i] == closed[k, i + 1] for k in (0, 1)]
+        if not any(same_infinite) and not np.array_equal(shown[:, i], shown[:, i + 1]):
+            sides.append(f"M{shown[0, i]:.5g},{shown[1, i]:.5g}L{shown[0, i + 1]:.5g},{shown[1, i + 1]:.5g}")
+    shading = {**base, "name": f"{name}-area", "path": _path(clipped), "line": {"width": 0}}
+    shading |= {"fillcolor": colour, "opacity": 0.05}
+    if gate.kind == "quadrant":
+        # The four together are the whole plot; shading it says nothing.
+        return [{**base, "path": "".join(sides), "line": line, "fillcolor": "rgba(0,0,0,0)"}] if sides else []
+    return (
+        [shading, {**base, "path": "".join(sides), "line": line, "fillcolor": "rgba(0,0,0,0)"}] if sides else [shading]
+    )
+
+
+def _clipped(outline: Floats, panel: PlotPanel) -> Floats:
+    """Bring infinite sides to the plot's edges; finite vertices stay where they are (plotly clips what it draws)."""
+    clipped: Floats = np.array(outline, np.float64)
+    for row, axis in zip(clipped, (panel.x, panel.y), strict=True):
+        row[np.isneginf(row)] = axis.lo
+        row[np.isposinf(row)] = axis.hi
+    return clipped
+
+
+def _path(outline: Floats) -> str:
+    return "M" + "L".join(f"{x:.5g},{y:.5g}" for x, y in outline.T) + "Z"
+
+
+def gate_label(gate: GateShape) -> str:
+    """Return the two lines of a gate's label: name; count and share of the parent."""
+    return (
+        f"<b>{plot_text(gate.population, limit=_LABEL_CHARS)}</b><br>"
+        f"{format_count(gate.events)} · {format_share(gate.events, gate.parent_events)}"
+    )
+
+
+def gate_placements(panel: PlotPanel) -> tuple[Placement, ...]:
+    """Place the labels of a panel's gates, in units of the plot area (0 … 1)."""
+    low = np.array([[panel.x.lo], [panel.y.lo]])
+    span = np.array([[panel.x.hi - panel.x.lo], [panel.y.hi - panel.y.lo]])
+    outlines = [
+        np.clip((_clipped(gate.outline, panel) - low) / span, 0.0, 1.0) if gate.outline.size else gate.outline
+        for gate in panel.gates
+    ]
+    sizes = [_label_size(gate) for gate in panel.gates]
+    return place_labels(outlines, sizes, _busy(panel))
+
+
+def _label_size(gate: GateShape) -> tuple[float, float]:
+    """Width and height of a gate's label on the smallest plot, as shares of the plot area."""
+    name = min(len(gate.population), _LABEL_CHARS) * _BOLD_PX
+    numbers = len(f"{format_count(gate.events)} · {format_share(gate.events, gate.parent_events)}") * _CHAR_PX
+    return ((max(name, numbers) + _PAD_PX) / _PLOT_PX, (2 * _LINE_PX + _PAD_PX) / _PLOT_PX)
+
+
+def _busy(panel: PlotPanel) -> Floats:
+    """Coarse log density (0 … 1), target events counted as the densest, for keeping labels off the events."""
+    height, width = panel.density.shape
+    coarse = panel.density.reshape(_BUSY_BINS, height // _BUSY_BINS, _BUSY_BINS, width // _BUSY_BINS).sum(axis=(1, 3))
+    top = float(coarse.max(initial=0))
+    busy: Floats = np.log1p(coarse) / math.log1p(top) if top else np.zeros(coarse.shape)
+    if panel.target.shape[1]:
+        busy[target_bins(panel, _BUSY_BINS) > 0] = 1.0
+    return busy
+
+
+def _gate_annotations(panel: PlotPanel) -> list[Figure]:
+    theme = THEMES["light"]
+    annotations = []
+    for gate, place in zip(panel.gates, gate_placements(panel), strict=True):
+        is_target = gate.population == panel.target_name
+        x, y = _in_axis(place.x, panel.x), _in_axis(place.y, panel.y)
+        note: Figure = {
+            "name": "label-target" if is_target else "label",
+            "text": gate_label(gate),
+            "x": x,
+            "y": y,
+            "xref": "x",
+            "yref": "y",
+            "xanchor": place.xanchor,
+            "yanchor": place.yanchor,
+            "showarrow": False,
+            "align": "left",
+            "borderpad": 2,
+            "bordercolor": theme["target"] if is_target else "rgba(0,0,0,0)",
+            "borderwidth": 1,
+            "bgcolor": theme["label"],
+            "font": {"size": _FONT_PX, "color": theme["ink"]},
+        }
+        if place.leader is not None:
+            note |= {
+                "showarrow": True,
+                "x": _in_axis(place.leader[0], panel.x),
+                "y": _in_axis(place.leader[1], panel.y),
+                "ax": x,
+                "ay": y,
+                "axref": "x",
+                "ayref": "y",
+                "arrowhead": 0,
+                "arrowwidth": 1,
+                "arrowcolor": theme["muted"],
+            }
+        annotations.append(note)
+    return annotations
+
+
+def _empty_note(panel: PlotPanel) -> Figure:
+    return {
+        "name": "note",
+        "text": f"No events in {plot_text(panel.parent, limit=_LABEL_CHARS)}",
+        "xref": "x domain",
+        "yref": "y domain",
+        "x": 0.5,
+        "y": 0.5,
+        "showarrow": False,
+        "font": {"size": 13, "color": THEMES["light"]["muted"]},
+    }
+
+
+def _in_axis(share: float, axis: Axis) -> float:
+    return round(axis.lo + share * (axis.hi - axis.lo), 5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- axes
+
+
+def _plot_axis(axis: Axis) -> Figure:
+    """Make an axis linear in scaled units, labelled in channel values."""
+    transform = make_transform(axis.transform)
+    major, minor = ticks(transform, axis.lo, axis.hi)
+    theme = THEMES["light"]
+    return {
+        "range": [axis.lo, axis.hi],
+        "minallowed": axis.lo,
+        "maxallowed": axis.hi,
+        "title": {"text": plot_text(axis_title(axis)), "standoff": 6},
+        "tickmode": "array",
+        "tickvals": [round(position, 6) for position, _ in major],
+        "ticktext": thinned_labels(major, axis.hi - axis.lo, keep_first=isinstance(transform, Linear)),
+        "ticks": "outside",
+        "ticklen": 6,
+        "minor": {
+            "tickmode": "array",
+            "tickvals": [round(position, 5) for position in minor],
+            "ticks": "outside",
+            "ticklen": 3,
+        },
+        "tickcolor": theme["line"],
+        "showgrid": False,
+        "zeroline": False,
+        "showline": True,
+        "mirror": True,
+        "linecolor": theme["line"],
+        "linewidth": 1,
+        "automargin": False,
+    }
+
+
+def thinned_labels(major: Sequence[tuple[float, str]], span: float, *, keep_first: bool = False) -> list[str]:
+    """Blank the tick labels that would run into a neighbour.
+
+    Zero and the high decades stay and the decades squeezed around zero go, as a reader needs the former; on a linear
+    axis (`keep_first`) labels are kept from the left.
+    """
+    zero = next((position for position, label in major if label == "0"), -math.inf)
+
+    def rank(index: int) -> tuple[int, float]:
+        position, label = major[index]
+        if keep_first:
+            return (0, position)
+        return (0 if label == "0" else 1, -abs(position - zero) if math.isfinite(zero) else -position)
+
+    kept: list[int] = []
+    for index in sorted(range(len(major)), key=rank):
+        if all(abs(major[index][0] - major[other][0]) >= _TICK_GAP * span for other in kept):
+            kept.append(index)
+    return [label if index in kept else "" for index, (_, label) in enumerate(major)]
+
+
+# -------------------------------------------------------------------------------------------------------------- series
+
+
+def _line(x: Floats, y: Floats, role: str, xaxis: str, yaxis: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "meta": role,
+        "x": _typed(x.astype(np.float32)),
+        "y": _typed(y.astype(np.float32)),
+        "xaxis": xaxis,
+        "yaxis": yaxis,
+        "line": {"width": 1.2, "color": THEMES["light"]["series"]},
+        "hoverinfo": "skip",
+    }
+
+
+def _series_layout() -> Figure:
+    theme = THEMES["light"]
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": theme["plot"],
+        "font": {"family": FONT, "size": _FONT_PX, "color": theme["ink"]},
+        "showlegend": False,
+        "hovermode": False,
+        "dragmode": "zoom",
+    }
+
+
+def _series_axis() -> Figure:
+    theme = THEMES["light"]
+    return {
+        "showgrid": False,
+        "zeroline": False,
+        "showline": True,
+        "linecolor": theme["line"],
+        "tickcolor": theme["line"],
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickformat": "~s",
+    }
+
+
+def _flag_shape(span: tuple[float, float], x: str, y: str, theme: Mapping[str, Any]) -> Figure:
+    return {
+        "type": "rect",
+        "name": "flag",
+        "layer": "below",
+        "xref": x,
+        "yref": f"{y} domain",
+        "x0": span[0],
+        "x1": span[1],
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 0},
+        "fillcolor": theme["flag"],
+    }

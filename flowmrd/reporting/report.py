@@ -1,0 +1,679 @@
+"""Results → HTML: a folder of pages sharing one plotly.min.js, or a single file. No network, no clock: same input, same bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowmrd import __version__
+from flowmrd.cytometry.transforms import make_transform
+from flowmrd.errors import Level, QcFinding
+from flowmrd.records import (
+    AcquisitionResult,
+    Axis,
+    MarginCount,
+    MeasurementRow,
+    PlacedGate,
+    PlotPanel,
+    PopulationRow,
+    TimeSeries,
+)
+from flowmrd.reporting import figures
+from flowmrd.reporting.numbers import (
+    MISSING,
+    format_channel_value,
+    format_count,
+    format_percent,
+    format_share,
+    significant,
+    supported_digits,
+)
+from flowmrd.reporting.thumbnails import panel_thumbnail
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_PAGES = Path(__file__).resolve().parent / "pages"
+_LEVELS = (Level.VIOLATION, Level.WARNING, Level.INFO)
+_QC_ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
+# Names that Windows keeps for devices, whatever the suffix.
+_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
+
+# The words of the result codes (docs/reference/tables.md); a code without words is shown as it is.
+_CATEGORY = {
+    "UNDETECTED": "Not detected",
+    "UNDETECTED_INSUFFICIENT": "Not detected, sensitivity insufficient",
+    "UNDETECTED_GATING_INADEQUATE": "Not evaluable, gating inadequate",
+    "DETECTED_BELOW_LLOQ": "Detected, below LLOQ",
+    "QUANTIFIABLE": "Detected, quantifiable",
+}
+_CALL = {"positive": "Positive", "not_detected": "Not detected", "review": "Needs review"}
+_STATUS = {
+    "computed": "Computed, not reviewed",
+    "needs_check": "Needs a check",
+    "in_review": "In review",
+    "approved": "Approved",
+    "amended": "Amended",
+    "refused": "Refused",
+}
+_NEGATIVE = {"Y": "Yes", "N": "No", "NE": "Not evaluable"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Page:
+    """One acquisition and where its page lies (`name` is safe in a file name and in an address)."""
+
+    key: str
+    name: str
+    result: AcquisitionResult
+
+
+def render_report(
+    results: Sequence[AcquisitionResult], run: Mapping[str, object], out: Path, *, single_file: bool = False
+) -> Path:
+    """Write the report of a run.
+
+    Every file is written under a temporary name and renamed, the index last: a reader never sees half a page.
+
+    Parameters
+    ----------
+    results : one value per acquisition, in the order of the index; gone through once
+    run : content of run.json (versions, digests, settings, seed), shown as provenance
+    out : folder, made if absent. Holds `index.html` and, unless `single_file`, `acquisitions/` and `assets/`
+    single_file : put everything, plotly.js once, into `index.html`
+
+    Returns
+    -------
+    path of `index.html`
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> render_report([], {"seed": 1}, Path(mkdtemp())).name
+    'index.html'
+    """
+    environment = _environment()
+    out.mkdir(parents=True, exist_ok=True)
+    shell = _shell(single_file=single_file)
+    rows: list[dict[str, Any]] = []
+    bodies: list[str] = []
+    kept: set[str] = set()
+    if not single_file:
+        _write_assets(out / "assets")
+        (out / "acquisitions").mkdir(exist_ok=True)
+    for previous, page, following in _with_neighbours(_pages(results)):
+        rows.append(_index_row(page, single_file=single_file))
+        context = acquisition_context(page.result, key=page.key)
+        context |= {
+            "index_href": "#index" if single_file else "../index.html",
+            "previous": _neighbour(previous, single_file=single_file),
+            "next": _neighbour(following, single_file=single_file),
+            "run": None if single_file else run,
+        }
+        body = environment.get_template("body.html").render(page=context)
+        if single_file:
+            bodies.append(body)
+            continue
+        text = environment.get_template("acquisition.html").render(
+            **shell, root="../", page=context, body=_markup(body)
+        )
+        _write(out / "acquisitions" / f"{page.name}.html", text.encode())
+        kept.add(f"{page.name}.html")
+    if not single_file:
+        # A page of an acquisition that is no longer in the run would be taken for a current result.
+        for stale in sorted((out / "acquisitions").glob("*.html")):
+            if stale.name not in kept:
+                stale.unlink()
+    text = environment.get_template("index.html").render(
+        **shell, root="", rows=rows, summary=_summary(rows), run=run, bodies=[_markup(body) for body in bodies]
+    )
+    index = out / "index.html"
+    _write(index, text.encode())
+    return index
+
+
+def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any]:
+    """Gather everything that one acquisition's page shows, as texts and figures.
+
+    Parameters
+    ----------
+    result : one acquisition
+    key : prefix of the page's element ids, unique in the document
+    """
+    heading = " · ".join(part for part in (result.subject, result.visit) if part) or result.acquisition
+    target = next((panel.target_name for panel in result.panels if panel.target_name), "")
+    scales = _scales(result.panels)
+    return {
+        "key": key,
+        "title": result.acquisition,
+        "heading": heading,
+        "qc": result.qc,
+        "facts": _facts(result),
+        "compensation": result.compensation or MISSING,
+        "sha256": result.file_sha256 or MISSING,
+        "template_digest": result.template_digest or MISSING,
+        "cards": [_card(row, sentence) for row, sentence in zip(result.measurements, result.wording, strict=True)],
+        "findings": [
+            {
+                "order": _LEVELS.index(item.level),
+                "level": item.level.value,
+                "code": item.code,
+                "message": item.message,
+                "where": item.where,
+            }
+            for item in sorted_findings(result.findings)
+        ],
+        "target": target,
+        "panels": [_panel(panel, result, f"{key}-panel-{i + 1}") for i, panel in enumerate(result.panels)],
+        "tree": _tree(result, scales, target),
+        "time": _time(result.time, {channel: marker for marker, channel in result.markers.items()}),
+        **_margins(result.margins),
+        "gates": [_gate_row(gate) for gate in result.gates],
+        "markers": dict(result.markers),
+    }
+
+
+def sorted_findings(findings: Sequence[QcFinding]) -> list[QcFinding]:
+    """Order findings: violations, warnings, infos; within a level by code and place."""
+    return sorted(findings, key=lambda item: (_LEVELS.index(item.level), item.code, item.where, item.message))
+
+
+def page_names(acquisitions: Sequence[str]) -> list[str]:
+    """Name each acquisition's page: safe in any file system and address, and unique without regard to case.
+
+    Examples
+    --------
+    >>> page_names(["D28", "M3 (tube 2) #1", "d28"])
+    ['D28', 'M3_tube_2_1-b5dc5b', 'd28-2']
+    """
+    taken: set[str] = set()
+    return [_page_name(acquisition, taken) for acquisition in acquisitions]
+
+
+# --------------------------------------------------------------------------------------------------------------- pages
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = environment.get_template("parts.html").module
+    environment.globals.update({name: getattr(parts, name) for name in ("badge", "level", "tree")})
+    return environment
+
+
+def _markup(text: str) -> Any:
+    """Mark text that a template of ours rendered as HTML that needs no second escaping."""
+    from markupsafe import Markup
+
+    return Markup(text)  # noqa: S704 -- only output of our own autoescaping templates and of _json comes here
+
+
+def _shell(*, single_file: bool) -> dict[str, Any]:
+    """What every page's frame needs: the content-security policy, settings, and in the single file the assets."""
+    shell: dict[str, Any] = {
+        "single_file": single_file,
+        "version": __version__,
+        "settings": _markup(_json({"config": figures.CONFIG, "themes": figures.THEMES})),
+    }
+    if single_file:
+        script, plotly = _asset_text("report.js"), _plotly_js().decode()
+        hashes = " ".join(f"'sha256-{_sha256_base64(text)}'" for text in (script, plotly))
+        shell |= {"script": _markup(script), "plotly": _markup(plotly), "style": _markup(_asset_text("report.css"))}
+        scripts, styles = hashes, "'unsafe-inline'"
+    else:
+        # A page opened by double-click has the scheme file: and no origin; not every browser lets 'self' match it.
+        scripts, styles = "'self' file:", "'self' file: 'unsafe-inline'"
+    # plotly.js sets styles on its elements, hence 'unsafe-inline' for styles; its heat maps are data: images.
+    shell["policy"] = (
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data: blob:; "
+        "connect-src 'none'; form-action 'none'; base-uri 'none'; object-src 'none'"
+    )
+    return shell
+
+
+def _asset_text(name: str) -> str:
+    return (_PAGES / name).read_text(encoding="utf-8")
+
+
+def _plotly_js() -> bytes:
+    """Read plotly.min.js of the installed plotly package (found, not imported: the import costs more than the page)."""
+    spec = find_spec("plotly")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return (Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_bytes()
+
+
+def _sha256_base64(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _json(value: object) -> str:
+    """Write JSON that may stand inside a script element: no character that HTML could read as markup."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _write_assets(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    assets = {
+        "report.css": _asset_text("report.css").encode(),
+        "report.js": _asset_text("report.js").encode(),
+        "plotly.min.js": _plotly_js(),
+    }
+    for name, content in assets.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            _write(path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)  # noqa: PTH105 -- the atomic form; Path.replace is the same call
+
+
+def _pages(results: Sequence[AcquisitionResult]) -> Iterator[_Page]:
+    taken: set[str] = set()
+    for i, result in enumerate(results):
+        yield _Page(key=f"a{i + 1}", name=_page_name(result.acquisition, taken), result=result)
+
+
+def _page_name(acquisition: str, taken: set[str]) -> str:
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", acquisition).strip("._")[:80]
+    if name != acquisition or _RESERVED.match(name):
+        name = f"{name}-{hashlib.sha256(acquisition.encode()).hexdigest()[:6]}".lstrip("-")
+    unique, number = name, 1
+    while unique.casefold() in taken:
+        number += 1
+        unique = f"{name}-{number}"
+    taken.add(unique.casefold())
+    return unique
+
+
+def _with_neighbours(pages: Iterator[_Page]) -> Iterator[tuple[_Page | None, _Page, _Page | None]]:
+    previous: _Page | None = None
+    current = next(pages, None)
+    while current is not None:
+        following = next(pages, None)
+        yield previous, current, following
+        previous, current = current, following
+
+
+def _neighbour(page: _Page | None, *, single_file: bool) -> dict[str, str] | None:
+    if page is None:
+        return None
+    return {"name": page.result.acquisition, "href": f"#{page.key}" if single_file else f"{page.name}.html"}
+
+
+# --------------------------------------------------------------------------------------------------------------- index
+
+
+def _index_row(page: _Page, *, single_file: bool) -> dict[str, Any]:
+    result = page.result
+    panel = key_panel(result.panels)
+    picture = base64.b64encode(panel_thumbnail(panel)).decode("ascii") if panel else ""
+    levels = Counter(item.level for item in result.findings)
+    first = result.measurements[0] if result.measurements else None
+    return {
+        "href": f"#{page.key}" if single_file else f"acquisitions/{page.name}.html",
+        "acquisition": result.acquisition,
+        "events": format_count(result.events),
+        "subject": result.subject,
+        "visit": result.visit,
+        "study_day": result.study_day,
+        "visit_order": result.study_day if result.study_day is not None else -1,
+        "specimen": result.specimen_type,
+        "tube": f"{result.tube} {result.template_version}".strip(),
+        "results": [
+            {
+                "wording": sentence,
+                "category": _CATEGORY.get(row.category, row.category),
+                "status": _STATUS.get(row.status, row.status),
+            }
+            for row, sentence in zip(result.measurements, result.wording, strict=True)
+        ],
+        "result_order": first.fraction if first is not None and first.fraction is not None else -1,
+        "qc": result.qc,
+        "qc_order": _QC_ORDER.get(result.qc, 3),
+        "findings": [{"level": level.value, "count": levels[level]} for level in _LEVELS if levels[level]],
+        "findings_order": levels[Level.VIOLATION] * 1_000_000 + levels[Level.WARNING] * 1_000 + levels[Level.INFO],
+        "thumbnail": picture,
+        "thumbnail_text": _thumbnail_text(panel) if panel else "",
+    }
+
+
+def key_panel(panels: Sequence[PlotPanel]) -> PlotPanel | None:
+    """Choose the panel that says most about a result.
+
+    The last one that carries the target's own gate, else the last with target events, else the last with any events.
+    """
+    gated = [panel for panel in panels if any(gate.population == panel.target_name for gate in panel.gates)]
+    marked = [panel for panel in panels if panel.target.shape[1]]
+    filled = [panel for panel in panels if panel.parent_events]
+    return next((group[-1] for group in (gated, marked, filled) if group), None)
+
+
+def _thumbnail_text(panel: PlotPanel) -> str:
+    return f"{panel.parent}: {figures.axis_title(panel.y)} against {figures.axis_title(panel.x)}"
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    counts = Counter(row["qc"] for row in rows)
+    return [{"qc": word, "count": counts[word]} for word in sorted(counts, key=lambda w: _QC_ORDER.get(w, 3))]
+
+
+# -------------------------------------------------------------------------------------------------------- acquisition
+
+
+def _facts(result: AcquisitionResult) -> list[tuple[str, str]]:
+    visit = result.visit or MISSING
+    if result.study_day is not None:
+        visit = f"{result.visit} (day {result.study_day})" if result.visit else f"day {result.study_day}"
+    return [
+        ("Subject", result.subject or MISSING),
+        ("Visit", visit),
+        ("Specimen", result.specimen_type or MISSING),
+        ("Acquisition", result.acquisition),
+        ("Tube (template)", f"{result.tube} {result.template_version}".strip() or MISSING),
+        ("File", result.file_name or MISSING),
+        ("Events", format_count(result.events)),
+    ]
+
+
+def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
+    value, note = result_value(row)
+    detected = row.category in {"DETECTED_BELOW_LLOQ", "QUANTIFIABLE"}
+    rest: list[tuple[str, str, str]] = []
+    if row.value is not None and row.ci_low is not None and row.ci_high is not None:
+        rest.append(
+            ("95% interval", f"{format_percent(row.ci_low)} – {format_percent(row.ci_high)}", "exact, counting only")
+        )
+    rest.extend(
+        (name, format_percent(limit), f"limit of {what}, this sample")
+        for name, limit, what in (
+            ("LOD", row.lod_fraction, "detection"),
+            ("LLOQ", row.lloq_fraction, "quantitation"),
+        )
+        if limit is not None
+    )
+    if row.category:
+        rest.append(("Category", _CATEGORY.get(row.category, row.category), row.category))
+    if row.mrd_neg_1e4:
+        # "Yes" covers low positives too, so it never stands alone.
+        known = row.mrd_neg_1e4 == "Y"
+        rest.append(
+            (
+                "Below 10⁻⁴",
+                _NEGATIVE.get(row.mrd_neg_1e4, row.mrd_neg_1e4),
+                ("low positive: detected" if detected else "undetected") if known else "mrd_neg_1e4",
+            )
+        )
+    if row.call:
+        rest.append(("Call", _CALL.get(row.call, row.call), "proposed by the automatic path"))
+    rest.append(("Status", _STATUS.get(row.status, row.status or MISSING), ""))
+    return {
+        "wording": sentence,
+        "analyte": row.analyte,
+        "value": value,
+        "value_note": note,
+        "numerator": row.numerator,
+        "numerator_events": format_count(row.numerator_events),
+        "denominator": row.denominator,
+        "denominator_events": format_count(row.denominator_events),
+        "rest": rest,
+        "ruler": limit_ruler(row),
+    }
+
+
+def result_value(row: MeasurementRow) -> tuple[str, str]:
+    """Write a measurement's value and a note on it; below LLOQ a limit with its comparator stands for the number."""
+    if row.value is not None:
+        text = significant(row.value, min(2, supported_digits(row.numerator_events)))
+        return (f"{text}%" if row.unit == "%" else f"{text} {row.unit}".strip(), "")
+    if row.category == "DETECTED_BELOW_LLOQ" and row.lloq_fraction is not None:
+        return (f"< {format_percent(row.lloq_fraction)}", "detected, below LLOQ")
+    if row.category in {"UNDETECTED", "UNDETECTED_INSUFFICIENT"} and row.lod_fraction is not None:
+        return (f"< {format_percent(row.lod_fraction)}", "below LOD")
+    return ("Not evaluable", "")
+
+
+def limit_ruler(row: MeasurementRow) -> dict[str, Any] | None:
+    """Lay LOD, LLOQ and the result on a logarithmic scale (positions in the drawing's units), or `None` without limits."""
+    lod, lloq = row.lod_fraction, row.lloq_fraction
+    if lod is None or lloq is None or not 0 < lod <= lloq < 1:
+        return None
+    width, left, right = 900.0, 24.0, 876.0
+    lowest = min(-5, math.floor(math.log10(lod)))
+
+    def place(fraction: float) -> float:
+        share = 1 - math.log10(max(fraction, 10.0**lowest)) / lowest
+        return round(left + min(1.0, max(0.0, share)) * (right - left), 1)
+
+    shown = row.value is not None and row.fraction is not None and row.fraction > 0
+    assert row.fraction is not None or not shown
+    return {
+        "width": int(width),
+        "left": left,
+        "right": right,
+        "lod": place(lod),
+        "lloq": place(lloq),
+        "ticks": [(place(10.0**k), f"{10.0 ** (k + 2):.{max(0, -k - 2)}f}%") for k in range(lowest, 1)],
+        "value": place(row.fraction) if shown and row.fraction is not None else None,
+        "ci_low": place(row.ci_low or 0.0),
+        "ci_high": place(row.ci_high or 0.0),
+        "text": f"LOD {format_percent(lod)}, LLOQ {format_percent(lloq)}, result {result_value(row)[0]}",
+    }
+
+
+def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[str, Any]:
+    axes = f"{figures.axis_title(panel.y)} against {figures.axis_title(panel.x)}"
+    gates = "; ".join(
+        f"{gate.population} {format_count(gate.events)} ({format_share(gate.events, gate.parent_events)})"
+        for gate in panel.gates
+    )
+    target = ""
+    if panel.target_name:
+        total = next((row.events for row in result.populations if row.population == panel.target_name), None)
+        of = f" of {format_count(total)}" if total is not None else ""
+        target = f"{format_count(panel.target.shape[1])}{of} {panel.target_name} inside this parent"
+    return {
+        "id": panel_id,
+        "title": panel.parent,
+        "path": panel.parent_path.replace("/", " › "),
+        "events": format_count(panel.parent_events),
+        "axes": axes,
+        "text": f"{panel.parent}, {format_count(panel.parent_events)} events: {axes}. Gates: {gates or 'none'}. {target}",
+        "target": target,
+        "purpose": panel.purpose,
+        "undrawn": ", ".join(gate.population for gate in panel.gates if gate.outline.size == 0),
+        "figure": _markup(_json(figures.panel_figure(panel))),
+    }
+
+
+def _tree(result: AcquisitionResult, scales: Mapping[str, Axis], target: str) -> list[dict[str, Any]]:
+    placed = {gate.path: gate for gate in result.gates}
+    details = {gate.path: gate.detail for panel in result.panels for gate in panel.gates if gate.detail}
+    rows = []
+    for row in _depth_first(result.populations):
+        gate = placed.get(row.path)
+        remarks = [text for text in (details.get(row.path, ""), gate.reason if gate else "") if text]
+        rows.append(
+            {
+                "population": row.population,
+                "depth": min(row.path.count("/"), 8),
+                "target": bool(target) and row.population == target,
+                "events": format_count(row.events),
+                "share": format_share(row.events, row.parent_events) if row.parent else MISSING,
+                "percent": round(100 * row.events / row.parent_events, 2) if row.parent and row.parent_events else 0,
+                "cut": describe_cut(gate.gate, scales) if gate else MISSING,
+                "method": gate.method if gate else MISSING,
+                "notes": _notes(gate) if gate else [],
+                "remarks": list(dict.fromkeys(remarks)),
+            }
+        )
+    return rows
+
+
+def _depth_first(populations: Sequence[PopulationRow]) -> list[PopulationRow]:
+    """Order populations so that each stands under its parent; siblings keep their order."""
+    place = {row.path: i for i, row in enumerate(populations)}
+
+    def key(row: PopulationRow) -> tuple[int, ...]:
+        parts = row.path.split("/")
+        ways = ("/".join(parts[: k + 1]) for k in range(len(parts)))
+        return tuple(place.get(way, -1) for way in ways)
+
+    return sorted(populations, key=key)
+
+
+def _notes(gate: PlacedGate) -> list[str]:
+    notes = []
+    if gate.bound_hit:
+        notes.append(f"bound: {gate.bound_hit}")
+    if gate.fallback:
+        notes.append(f"fallback: {gate.fallback}")
+    return notes
+
+
+def _scales(panels: Sequence[PlotPanel]) -> dict[str, Axis]:
+    """Marker → an axis that shows it, for writing cuts in channel values."""
+    return {axis.marker: axis for panel in panels for axis in (panel.x, panel.y)}
+
+
+def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
+    """Say where a gate lies, in channel values where the marker's scale is known.
+
+    Parameters
+    ----------
+    gate : JSON form of a gate (`flowmrd.gating.gates.gate_to_json`)
+    scales : marker → axis
+    """
+    match gate:
+        case {"kind": "rectangle", "markers": [*markers], "low": [*low], "high": [*high]}:
+            parts = [_range_text(str(marker), a, b, scales) for marker, a, b in zip(markers, low, high, strict=True)]
+            return ", ".join(part for part in parts if part) or "everything"
+        case {"kind": "intervals", "marker": str(marker), "ranges": [*ranges]}:
+            parts = [_range_text(marker, a, b, scales) for a, b in ranges[:3]]
+            more = f" and {len(ranges) - 3} more" if len(ranges) > 3 else ""
+            return (" or ".join(part for part in parts if part) or "everything") + more
+        case {"kind": "polygon", "markers": [x, y], "vertices": [*vertices]}:
+            return f"polygon of {len(vertices)} vertices on {x} × {y}"
+        case {"kind": "ellipsoid", "markers": [*markers], "mean": [*mean]}:
+            centre = ", ".join(_value_text(str(m), v, scales) for m, v in zip(markers, mean, strict=True))
+            return f"ellipse on {' × '.join(map(str, markers))}, centre {centre}"
+        case {"kind": "boolean", "operator": str(operator), "operands": [*operands]}:
+            names = [f"{'not ' if item['complement'] else ''}{item['population']}" for item in operands]
+            return f"not {names[0]}" if operator == "not" else f" {operator} ".join(names)
+        case {"kind": "whole"}:
+            return "whole parent"
+        case {"kind": "nothing"}:
+            return "not evaluable"
+        case _:
+            return str(gate.get("kind", MISSING))
+
+
+def _range_text(marker: str, low: object, high: object, scales: Mapping[str, Axis]) -> str:
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"{marker} ≥ {_value_text(marker, low, scales)}"
+    if low is None:
+        return f"{marker} < {_value_text(marker, high, scales)}"
+    return f"{marker} {_value_text(marker, low, scales)} to {_value_text(marker, high, scales)}"
+
+
+def _value_text(marker: str, scaled: object, scales: Mapping[str, Axis]) -> str:
+    assert isinstance(scaled, int | float)
+    axis = scales.get(marker)
+    if axis is None:
+        return f"{scaled:.3f} (scaled)"
+    return format_channel_value(float(make_transform(axis.transform).inverse(float(scaled))))
+
+
+def _gate_row(gate: PlacedGate) -> dict[str, Any]:
+    return {
+        "population": gate.population,
+        "parent": gate.parent,
+        "method": gate.method,
+        "purpose": gate.purpose,
+        "channels": ", ".join(gate.channels) or MISSING,
+        "parameters": _pairs(gate.parameters),
+        "found": _pairs(gate.found),
+        "notes": _notes(gate),
+        "reason": gate.reason,
+    }
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return "; ".join(f"{name} = {_plain(value)}" for name, value in values.items()) or MISSING
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_plain(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_plain(item) for item in value) + "]"
+    return MISSING if value is None else str(value)
+
+
+def _time(time: TimeSeries | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    if time is None or time.seconds.size == 0:
+        return None
+    flagged = int(time.flagged.sum())
+    shaded = f"{flagged} of {time.flagged.size} bins flagged (shaded)" if flagged else "no bin flagged"
+    return {
+        "bins": time.seconds.size,
+        "channels": len(time.channels),
+        "rows": min(8, max(1, math.ceil(len(time.channels) / 4))),
+        "text": f"Events per second over {significant(float(time.seconds[-1]), 3)} s; {shaded}",
+        "note": f"Time from: {time.time_source}; {shaded}.",
+        "rate": _markup(_json(figures.rate_figure(time))),
+        "medians": _markup(_json(figures.medians_figure(time, labels))),
+    }
+
+
+def _margins(margins: Sequence[MarginCount]) -> dict[str, Any]:
+    shares = [max(row.low_events, row.high_events) / row.events for row in margins if row.events]
+    # Bars reach a round percentage, so that 1 % does not look like everything on a clean file.
+    scale = next((limit for limit in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if max(shares, default=0) <= limit), 1.0)
+
+    def width(events: int, total: int) -> float:
+        return round(100 * events / total / scale, 1) if total else 0.0
+
+    return {
+        "margin_scale": f"{100 * scale:.0f}%",
+        "margins": [
+            {
+                "marker": row.marker or row.channel,
+                "channel": row.channel,
+                "low_events": row.low_events,
+                "high_events": row.high_events,
+                "low": format_count(row.low_events),
+                "low_share": format_share(row.low_events, row.events),
+                "low_width": width(row.low_events, row.events),
+                "high": format_count(row.high_events),
+                "high_share": format_share(row.high_events, row.events),
+                "high_width": width(row.high_events, row.events),
+            }
+            for row in margins
+        ],
+    }
