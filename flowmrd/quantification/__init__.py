@@ -1,0 +1,1 @@
+"""Counts become measurements: fraction, interval, limits of the sample, category."""
