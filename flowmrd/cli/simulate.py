@@ -11,6 +11,22 @@ from flowmrd.errors import SettingsError
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the files.")
+@click.option(
+    "--demo",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the five visits of the demo subject, with a manifest, into this folder.",
+)
+@click.option(
+    "--subject",
+    "subject_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Write the visits of this subject document (TOML), with a manifest, into --out.",
+)
+@click.option(
+    "--reuse",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --demo or --subject: refer to equal files that this folder holds instead of making them again.",
+)
 @click.option("--name", help="File name without ending (default: tube, scenario and seed).")
 @click.option("--tube", default="ball-mrd-10c", show_default=True, help="Tube: ball-mrd-10c, cart-persistence, tbnk.")
 @click.option("--events", type=int, default=100_000, show_default=True, help="Events in the file.")
@@ -48,9 +64,14 @@ from flowmrd.errors import SettingsError
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="TOML file with numbers that replace the tube's own.",
 )
+@click.pass_context
 def command(
+    ctx: click.Context,
     *,
     out: Path | None,
+    demo: Path | None,
+    subject_file: Path | None,
+    reuse: Path | None,
     name: str | None,
     tube: str,
     events: int,
@@ -70,7 +91,7 @@ def command(
     byte_order: str,
     profile_file: Path | None,
 ) -> None:
-    """Make labelled synthetic acquisitions.
+    """Make labelled synthetic acquisitions: one file, or a whole subject with --subject or --demo.
 
     Writes NAME.fcs, with its truth beside it in NAME.labels.parquet and NAME.truth.json. Synthetic data for development
     and training; nothing that is measured on them is a claim about patients.
@@ -83,12 +104,27 @@ def command(
         Parameters,
         PhenotypeDraw,
         TargetStatus,
+        demo_subject,
         load_immunophenotype,
         load_profile,
+        load_subject,
         simulate,
         write_simulated,
+        write_subject,
     )
 
+    if demo is not None or subject_file is not None:
+        _refuse_single_options(ctx)
+        if demo is not None and (subject_file is not None or out is not None):
+            raise SettingsError("stands alone, without --subject and --out", where="--demo")
+        folder = demo or out
+        if folder is None:
+            raise SettingsError("missing option", where="--out", hint="--subject FILE --out DIR")
+        document = load_subject(subject_file) if subject_file is not None else demo_subject()
+        click.echo(write_subject(document, folder, reuse=reuse, report=click.echo))
+        return
+    if reuse is not None:
+        raise SettingsError("needs --subject or --demo", where="--reuse")
     if out is None:
         raise SettingsError("missing option", where="--out", hint="--out DIR says where the files go")
     drawn: Immunophenotype | PhenotypeDraw
@@ -122,3 +158,18 @@ def command(
         byte_order=ByteOrder(byte_order),
     )
     click.echo(files.fcs)
+
+
+def _refuse_single_options(ctx: click.Context) -> None:
+    """Refuse options that a subject document would silently override."""
+    shared = {"out", "demo", "subject_file", "reuse"}
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in shared
+        and ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise SettingsError(
+            "cannot be combined with --subject or --demo", where=given[0], hint="write it into the subject document"
+        )

@@ -16,6 +16,7 @@ from flowmrd.simulation.acquisition import (
 )
 from flowmrd.simulation.marrow import Bimodal, Immunophenotype, TargetStatus, load_immunophenotype
 from flowmrd.simulation.profile import Profile, load_profile, tube_ids
+from flowmrd.simulation.subject import SubjectDocument, Visit, demo_subject, load_subject, write_subject
 from flowmrd.simulation.writing import (
     ByteOrder,
     DataType,
@@ -39,14 +40,19 @@ __all__ = [
     "PhenotypeDraw",
     "Profile",
     "Simulated",
+    "SubjectDocument",
     "TargetStatus",
+    "Visit",
     "WrittenFiles",
+    "demo_subject",
     "labels_frame",
     "load_immunophenotype",
     "load_profile",
+    "load_subject",
     "simulate",
     "simulate_marrow",
     "tube_ids",
     "write_simulated",
+    "write_subject",
     "written_files",
 ]

@@ -206,6 +206,21 @@ class Simulated:
         known = ", ".join(channel.pns or channel.pnn for channel in self.channels)
         raise SettingsError(f"no channel {name!r}", hint=f"one of: {known}")
 
+    def compensated(self, name: str) -> NDArray[np.float64]:
+        """Values of one stained channel (`$PnN` or `$PnS`), compensated by the matrix that the file will carry.
+
+        Raises
+        ------
+        SettingsError : there is no such stained channel
+        """
+        stained = [row for row, channel in enumerate(self.channels) if channel.pns]
+        for column, row in enumerate(stained):
+            if name in {self.channels[row].pnn, self.channels[row].pns}:
+                weights = np.linalg.inv(self.spillover.matrix)[:, column]
+                return np.asarray(weights @ self.values[stained].astype(np.float64), np.float64)
+        known = ", ".join(self.channels[row].pns for row in stained)
+        raise SettingsError(f"no stained channel {name!r}", hint=f"one of: {known}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sample:
@@ -277,6 +292,13 @@ def simulate(parameters: Parameters, seed: int) -> Simulated:
         labels=labels,
         truth=_truth(loaded, sample, labels, seed),
     )
+
+
+def parameter_record(parameters: Parameters) -> dict[str, Any]:
+    """Parameters as plain values for the truth; the profile's override is recorded by its digest instead."""
+    return {
+        entry.name: _plain(getattr(parameters, entry.name)) for entry in fields(parameters) if entry.name != "profile"
+    }
 
 
 def _stream(seed: int, part: _Stream) -> np.random.Generator:
@@ -564,11 +586,7 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
         "simulator_version": SIMULATOR_VERSION,
         "numpy_version": np.__version__,
         "seed": seed,
-        "parameters": {
-            entry.name: _plain(getattr(parameters, entry.name))
-            for entry in fields(parameters)
-            if entry.name != "profile"
-        },
+        "parameters": parameter_record(parameters),
         "profile": {
             "tube": profile.profile.tube,
             "version": profile.profile.version,
@@ -634,7 +652,7 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
 
 def _plain(value: object) -> object:
     if isinstance(value, Immunophenotype):
-        return "given"
+        return value.model_dump()
     if isinstance(value, StrEnum):
         return value.value
     return value.isoformat() if isinstance(value, dt.date) else value
