@@ -114,9 +114,9 @@ def command(
     )
 
     if demo is not None or subject_file is not None:
-        _refuse_single_options(ctx)
         if demo is not None and (subject_file is not None or out is not None):
             raise SettingsError("stands alone, without --subject and --out", where="--demo")
+        _refuse_single_options(ctx)
         folder = demo or out
         if folder is None:
             raise SettingsError("missing option", where="--out", hint="--subject FILE --out DIR")

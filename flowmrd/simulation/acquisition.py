@@ -275,8 +275,7 @@ def simulate(parameters: Parameters, seed: int) -> Simulated:
     >>> case.values.shape, int(case.labels.blast.sum()) == case.truth["mrd"]["blasts"]
     ((17, 2000), True)
     """
-    loaded = load_profile(parameters.tube, override=parameters.profile)
-    _check(parameters, loaded.profile, seed)
+    loaded = check_parameters(parameters, seed)
     sample = _draw_sample(loaded.profile, parameters, seed)
     labels, carrier = _assign(sample, seed)
     values = _measure(sample, labels, carrier, seed)
@@ -292,6 +291,19 @@ def simulate(parameters: Parameters, seed: int) -> Simulated:
         labels=labels,
         truth=_truth(loaded, sample, labels, seed),
     )
+
+
+def check_parameters(parameters: Parameters, seed: int) -> LoadedProfile:
+    """Check parameters without simulating, and load the profile that they name.
+
+    Raises
+    ------
+    SettingsError : a parameter out of range, or one that the tube does not have
+    """
+    loaded = load_profile(parameters.tube, override=parameters.profile)
+    _check(parameters, loaded.profile, seed)
+    resolve_scenario(loaded.profile, parameters.scenario)
+    return loaded
 
 
 def parameter_record(parameters: Parameters) -> dict[str, Any]:

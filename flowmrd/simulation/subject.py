@@ -22,7 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmrd.errors import SettingsError
 from flowmrd.simulation.acquisition import SIMULATOR_VERSION as _VERSION
-from flowmrd.simulation.acquisition import ChannelSet, Parameters, PhenotypeDraw, parameter_record, simulate
+from flowmrd.simulation.acquisition import (
+    ChannelSet,
+    Parameters,
+    PhenotypeDraw,
+    check_parameters,
+    parameter_record,
+    simulate,
+)
 from flowmrd.simulation.marrow import Immunophenotype, TargetStatus
 from flowmrd.simulation.profile import load_profile, packaged_document, read_toml
 from flowmrd.simulation.writing import ByteOrder, DataType, WrittenFiles, write_simulated, written_files
@@ -142,10 +149,21 @@ def write_subject(
     Returns
     -------
     path of the manifest
+
+    Raises
+    ------
+    SettingsError : a visit's parameter is out of range (nothing is written then), or the folder cannot be written
     """
+    cases = [(visit, parameters_of(visit, document.folder)) for visit in document.visits]
+    for visit, parameters in cases:  # all of them before the first file
+        try:
+            check_parameters(parameters, visit.seed)
+        except SettingsError as error:
+            raise SettingsError(
+                error.message, source=error.source, where=f"visit {visit.name}, {error.where}", hint=error.hint
+            ) from error
     rows = []
-    for visit in document.visits:
-        parameters = _parameters(visit, document.folder)
+    for visit, parameters in cases:
         found = _reusable(visit, parameters, reuse) if reuse is not None else None
         files = found or write_simulated(
             simulate(parameters, visit.seed),
@@ -207,7 +225,8 @@ def _document(document: Mapping[str, Any], *, source: str, folder: Path) -> Subj
     return SubjectDocument(visits=tuple(visits), folder=folder)
 
 
-def _parameters(visit: Visit, folder: Path) -> Parameters:
+def parameters_of(visit: Visit, folder: Path) -> Parameters:
+    """Simulation parameters of a visit; `folder` is what a relative `profile` refers to."""
     profile = folder / visit.profile if visit.profile else None
     loaded = load_profile(visit.tube, override=profile).profile
     infusion = visit.infusion_date or dt.date.fromisoformat(loaded.instrument.date)

@@ -1,0 +1,169 @@
+"""Subject documents, their manifest, the shipped demo and the committed sample files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flowmrd.errors import SettingsError
+from flowmrd.fcs import read_fcs
+from flowmrd.simulation import Visit, demo_subject, load_subject, simulate, write_subject
+from flowmrd.simulation.subject import parameters_of
+
+DOCUMENT = """
+[subject]
+pseudonym = "S-1"
+patient_seed = 9
+events = 800
+channels = "compact"
+manifest = { study_id = "T" }
+
+[[visit]]
+name = "s-1-d28"
+timepoint = "D28"
+study_day = 28
+scenario = "aplasia"
+seed = 1
+manifest = { prior_anti_cd19 = "Y" }
+
+[[visit]]
+name = "s-1-cart"
+study_day = 28
+tube = "cart-persistence"
+car = 0.1
+seed = 2
+"""
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "subject.toml"
+    path.write_text(DOCUMENT, encoding="utf-8")
+    return path
+
+
+def rows(manifest: Path) -> list[dict[str, str]]:
+    with manifest.open(encoding="utf-8", newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def test_a_subject_becomes_files_and_a_manifest(document: Path, tmp_path: Path) -> None:
+    manifest = write_subject(load_subject(document), tmp_path / "out")
+    first, second = rows(manifest)
+    assert first["accession"] == "S-1-D28"
+    assert (first["patient_pseudonym"], first["specimen_type"], first["study_day"]) == ("S-1", "BM", "28")
+    assert (first["tube"], first["fcs_filename"], first["study_id"]) == ("ball-mrd-10c", "s-1-d28.fcs", "T")
+    assert first["prior_anti_cd19"] == "Y"
+    assert second["prior_anti_cd19"] == ""
+    assert second["specimen_type"] == "PB"
+    file = tmp_path / "out" / first["fcs_filename"]
+    assert first["fcs_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert int(second["beads_added"]) > 40_000
+    assert read_fcs(file).keywords["$DATE"] == "08-APR-2024"
+
+
+def test_equal_files_are_referred_to_and_changed_ones_made_again(document: Path, tmp_path: Path) -> None:
+    write_subject(load_subject(document), tmp_path / "have")
+    lines: list[str] = []
+    document.write_text(DOCUMENT.replace("car = 0.1", "car = 0.2"), encoding="utf-8")
+    manifest = write_subject(load_subject(document), tmp_path / "out", reuse=tmp_path / "have", report=lines.append)
+    assert [row["fcs_filename"] for row in rows(manifest)] == ["../have/s-1-d28.fcs", "s-1-cart.fcs"]
+    assert [line.endswith("(as it was)") for line in lines] == [True, False]
+
+
+def test_faults_of_a_document_are_told_together_with_their_places(document: Path) -> None:
+    text = DOCUMENT.replace("seed = 1", "sead = 1").replace('study_id = "T"', 'studie = "T"')
+    document.write_text(text, encoding="utf-8")
+    with pytest.raises(ExceptionGroup) as caught:
+        load_subject(document)
+    assert [str(error) for error in caught.value.exceptions] == [
+        f"{document}, visit 1, seed: Field required",
+        f"{document}, visit 1, sead: Extra inputs are not permitted",
+        f"{document}, visit 2, manifest: unknown manifest column 'studie'",
+    ]
+
+
+def test_a_document_without_visits_or_with_two_of_one_name_is_refused(document: Path) -> None:
+    document.write_text("[subject]\npseudonym = 'A'\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"at least one \[\[visit\]\]"):
+        load_subject(document)
+    document.write_text(DOCUMENT.replace("s-1-cart", "s-1-d28"), encoding="utf-8")
+    with pytest.raises(SettingsError, match="name 's-1-d28' occurs twice"):
+        load_subject(document)
+
+
+def test_a_visit_out_of_range_stops_before_the_first_file(document: Path, tmp_path: Path) -> None:
+    document.write_text(DOCUMENT.replace("car = 0.1", "car = 10.0"), encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        write_subject(load_subject(document), tmp_path / "out")
+    assert str(caught.value) == "visit s-1-cart, car: expected a fraction between 0 and 1 of T cells, got 10.0"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_visit_whose_name_is_a_path_is_refused(document: Path) -> None:
+    document.write_text(DOCUMENT.replace("s-1-cart", "../s-1-cart"), encoding="utf-8")
+    with pytest.raises(SettingsError, match="visit 2, name"):
+        load_subject(document)
+
+
+def test_the_demo_is_one_patient_from_before_infusion_to_a_cd19_negative_relapse() -> None:
+    visits = demo_subject().visits
+    assert [visit.timepoint for visit in visits] == ["BL", "D28", "M3", "M6", "M12"]
+    assert [visit.study_day for visit in visits] == [0, 28, 91, 183, 365]
+    assert [visit.blasts for visit in visits] == [0.08, 0.0, 0.0, 0.0, 2e-3]
+    assert visits[-1].cd19 == "negative"
+    assert len({(v.patient_seed, str(v.phenotype), v.pseudonym) for v in visits}) == 1
+    assert [v.events for v in visits if v.timepoint != "D28"] == [500_000] * 4
+
+
+@pytest.fixture(scope="module")
+def samples() -> Path:
+    folder = Path(__file__).resolve().parents[3] / "sample_fcs"
+    assert (folder / "subject.toml").is_file()
+    return folder
+
+
+def sample_visits() -> list[Visit]:
+    return list(load_subject(Path(__file__).resolve().parents[3] / "sample_fcs" / "subject.toml").visits)
+
+
+@pytest.mark.parametrize("visit", sample_visits(), ids=lambda visit: visit.name)
+def test_a_committed_sample_is_what_its_document_says(visit: Visit, samples: Path) -> None:
+    made = simulate(parameters_of(visit, samples), visit.seed)
+    read = read_fcs(samples / f"{visit.name}.fcs")
+    values = made.values[:-1].astype(np.float64)
+    if visit.datatype == "int":
+        values = np.clip(np.rint(values), 0, 262_143)
+    # Another processor may round a last digit otherwise; anything more is another file.
+    assert np.allclose(read.events()[:-1], values, rtol=1e-6, atol=1.0 if visit.datatype == "int" else 1e-3)
+    labels = pl.read_parquet(samples / f"{visit.name}.labels.parquet")
+    assert (labels["blast"].to_numpy() == made.labels.blast).all()
+    truth = json.loads((samples / f"{visit.name}.truth.json").read_text(encoding="utf-8"))
+    assert truth["mrd"] == made.truth["mrd"]
+
+
+def test_the_sample_manifest_has_the_right_digests(samples: Path) -> None:
+    listed = rows(samples / "manifest.csv")
+    assert [row["fcs_filename"] for row in listed] == [f"{visit.name}.fcs" for visit in sample_visits()]
+    for row in listed:
+        assert row["fcs_sha256"] == hashlib.sha256((samples / row["fcs_filename"]).read_bytes()).hexdigest()
+
+
+def test_the_sample_of_day_28_is_the_demos_and_can_prove_one_in_ten_thousand(samples: Path) -> None:
+    demo = next(visit for visit in demo_subject().visits if visit.timepoint == "D28")
+    sample = next(visit for visit in sample_visits() if visit.timepoint == "D28" and visit.tube == demo.tube)
+    assert parameters_of(demo, samples) == parameters_of(sample, samples)
+    assert (demo.seed, demo.name) == (sample.seed, sample.name)
+    truth = json.loads((samples / f"{demo.name}.truth.json").read_text(encoding="utf-8"))
+    assert truth["mrd"]["blasts"] == 0
+    assert truth["mrd"]["denominator"] >= 250_000
+
+
+def test_the_samples_stay_under_25_megabytes(samples: Path) -> None:
+    assert sum(path.stat().st_size for path in samples.iterdir() if path.is_file()) <= 25_000_000
