@@ -6,13 +6,19 @@ everything a page needs, so nothing downstream reads an FCS file again or recomp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmrd.errors import QcFinding
+from flowmrd.errors import Level, QcFinding
 
 BINS = 256
 
@@ -138,9 +144,9 @@ class MeasurementRow:
     acquisition: str
     analyte: str
     numerator: str
-    numerator_events: int
+    numerator_events: int | None
     denominator: str
-    denominator_events: int
+    denominator_events: int | None
     fraction: float | None
     ci_low: float | None
     ci_high: float | None
@@ -180,3 +186,253 @@ class AcquisitionResult:
     time: TimeSeries | None
     margins: tuple[MarginCount, ...]
     markers: Mapping[str, str]                # marker -> channel (pnn)
+
+
+# ------------------------------------------------------------------------------------------------ tables and the run folder
+
+SCHEMA_VERSION = 1
+
+_TEXT, _COUNT, _REAL = "String", "Int64", "Float64"
+POPULATIONS: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "template": _TEXT,
+    "population": _TEXT,
+    "path": _TEXT,
+    "parent": _TEXT,
+    "events": _COUNT,
+    "parent_events": _COUNT,
+    "fraction_of_parent": _REAL,
+}
+MEASUREMENTS: Mapping[str, str] = {
+    "subject": _TEXT,
+    "visit": _TEXT,
+    "acquisition": _TEXT,
+    "analyte": _TEXT,
+    "numerator": _TEXT,
+    "numerator_events": _COUNT,
+    "denominator": _TEXT,
+    "denominator_events": _COUNT,
+    "fraction": _REAL,
+    "ci_low": _REAL,
+    "ci_high": _REAL,
+    "lod_fraction": _REAL,
+    "lloq_fraction": _REAL,
+    "category": _TEXT,
+    "mrd_neg_1e4": _TEXT,
+    "call": _TEXT,
+    "value": _REAL,
+    "unit": _TEXT,
+    "status": _TEXT,
+}
+FINDINGS: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "level": _TEXT,
+    "code": _TEXT,
+    "message": _TEXT,
+    "where": _TEXT,
+}
+SCHEMAS: Mapping[str, Mapping[str, str]] = {
+    "populations": POPULATIONS,
+    "measurements": MEASUREMENTS,
+    "findings": FINDINGS,
+}
+
+
+def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[object, ...]]]:
+    """Return the rows of the three tables, in the order of their schemas."""
+    rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in SCHEMAS}
+    for result in results:
+        rows["populations"].extend(
+            (
+                result.acquisition,
+                result.tube,
+                row.population,
+                row.path,
+                row.parent,
+                row.events,
+                row.parent_events,
+                row.fraction_of_parent,
+            )
+            for row in result.populations
+        )
+        rows["measurements"].extend(
+            tuple(getattr(row, column) for column in MEASUREMENTS) for row in result.measurements
+        )
+        rows["findings"].extend(
+            (result.acquisition, str(finding.level), finding.code, finding.message, finding.where)
+            for finding in result.findings
+        )
+    return rows
+
+
+def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path) -> None:
+    """Write each table as CSV (UTF-8, fixed header, nothing between the commas where a value is missing) and Parquet."""
+    import polars as pl
+
+    for name, schema in SCHEMAS.items():
+        frame = pl.DataFrame(
+            [tuple(None if value == "" else value for value in row) for row in rows[name]], schema={column: getattr(pl, kind) for column, kind in schema.items()}, orient="row"
+        )
+        with written(folder / f"{name}.csv") as temporary:
+            frame.write_csv(temporary)
+        with written(folder / f"{name}.parquet") as temporary:
+            frame.write_parquet(temporary, compression="zstd")
+
+
+def write_membership(masks: Mapping[str, NDArray[np.bool_]], path: Path) -> None:
+    """Write one boolean column a population, in file order."""
+    import polars as pl
+
+    with written(path) as temporary:
+        pl.DataFrame({name: pl.Series(name, mask, dtype=pl.Boolean) for name, mask in masks.items()}).write_parquet(
+            temporary, compression="zstd"
+        )
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, and rename it when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(data: object, path: Path) -> None:
+    """Write canonical JSON: sorted keys, two spaces, no NaN."""
+    with written(path) as temporary:
+        temporary.write_text(
+            json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def _plain(value: object) -> object:
+    """Turn a value into plain JSON; arrays are left to the caller."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": repr(value)}
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return value
+
+
+def _number(value: object) -> object:
+    """Undo `_plain` for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        if set(value) == {"number"}:
+            return float(value["number"])
+        return {key: _number(item) for key, item in value.items()}
+    return [_number(item) for item in value] if isinstance(value, list) else value
+
+
+def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
+    """Keep one acquisition's result: `result.json` and `arrays.npz`; the JSON comes last and carries `key`."""
+    arrays: dict[str, NDArray[Any]] = {}
+    panels = []
+    for number, panel in enumerate(result.panels):
+        arrays[f"panel{number}_density"] = panel.density
+        arrays[f"panel{number}_target"] = panel.target
+        gates = []
+        for place, gate in enumerate(panel.gates):
+            arrays[f"panel{number}_gate{place}"] = gate.outline
+            gates.append({f.name: _plain(getattr(gate, f.name)) for f in fields(gate) if f.name != "outline"})
+        panels.append(
+            {
+                **{
+                    f.name: _plain(getattr(panel, f.name))
+                    for f in fields(panel)
+                    if f.name not in {"density", "target", "gates"}
+                },
+                "gates": gates,
+            }
+        )
+    time = None
+    if result.time is not None:
+        for name in ("seconds", "rate", "medians", "flagged"):
+            arrays[f"time_{name}"] = getattr(result.time, name)
+        time = {"channels": list(result.time.channels), "time_source": result.time.time_source}
+    document = {
+        f.name: _plain(getattr(result, f.name)) for f in fields(result) if f.name not in {"panels", "time"}
+    }
+    with written(folder / "arrays.npz") as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_json({"schema": SCHEMA_VERSION, "key": key, "result": {**document, "panels": panels, "time": time}}, folder / "result.json")
+
+
+def stored_key(folder: Path) -> str | None:
+    """Return the key of a kept result, or `None` where there is none that can be used."""
+    try:
+        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if document.get("schema") != SCHEMA_VERSION or not (folder / "arrays.npz").is_file():
+        return None
+    key = document.get("key")
+    return key if isinstance(key, str) else None
+
+
+def read_result(folder: Path) -> AcquisitionResult:
+    """Read back what `write_result` kept."""
+    document: Any = _number(json.loads((folder / "result.json").read_text(encoding="utf-8"))["result"])
+    with np.load(folder / "arrays.npz") as arrays:
+        panels = tuple(
+            PlotPanel(
+                **{
+                    **panel,
+                    "x": Axis(**panel["x"]),
+                    "y": Axis(**panel["y"]),
+                    "density": arrays[f"panel{number}_density"],
+                    "target": arrays[f"panel{number}_target"],
+                    "gates": tuple(
+                        GateShape(**gate, outline=arrays[f"panel{number}_gate{place}"])
+                        for place, gate in enumerate(panel["gates"])
+                    ),
+                }
+            )
+            for number, panel in enumerate(document["panels"])
+        )
+        time = document["time"] and TimeSeries(
+            channels=tuple(document["time"]["channels"]),
+            time_source=document["time"]["time_source"],
+            **{name: arrays[f"time_{name}"] for name in ("seconds", "rate", "medians", "flagged")},
+        )
+    return AcquisitionResult(
+        **{
+            **document,
+            "populations": tuple(PopulationRow(**row) for row in document["populations"]),
+            "gates": tuple(PlacedGate(**{**row, "channels": tuple(row["channels"])}) for row in document["gates"]),
+            "measurements": tuple(MeasurementRow(**row) for row in document["measurements"]),
+            "wording": tuple(document["wording"]),
+            "findings": tuple(QcFinding(**{**row, "level": Level(row["level"])}) for row in document["findings"]),
+            "margins": tuple(MarginCount(**row) for row in document["margins"]),
+            "panels": panels,
+            "time": time,
+        }
+    )
+
+
+class StoredResults(Sequence[AcquisitionResult]):
+    """Results of a run folder, read one at a time so that a large run needs no large memory."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    @overload
+    def __getitem__(self, index: int) -> AcquisitionResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredResults: ...
+    def __getitem__(self, index: int | slice) -> AcquisitionResult | StoredResults:
+        if isinstance(index, slice):
+            return StoredResults(self._folders[index])
+        return read_result(self._folders[index])

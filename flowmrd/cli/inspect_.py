@@ -47,9 +47,8 @@ def _text(report: dict[str, Any]) -> str:
         which = f", data set {report['dataset']} of {report['datasets']}" if report["datasets"] > 1 else ""
         spillover = report["spillover"]
         matrix = f"spillover of {len(spillover['channels'])} channels" if spillover else "no spillover"
-        lines.append(
-            f"  FCS {report['version']}{which}, {report['events']:,} events, {len(report['channels'])} channels, {matrix}"
-        )
+        counts = f"{report['events']:,} events, {len(report['channels'])} channels"
+        lines.append(f"  FCS {report['version']}{which}, {counts}, {matrix}")
     lines.append(f"  sha256 {report['sha256']}")
     for finding in report["findings"]:
         where = f" [{_clean(finding['where'])}]" if finding["where"] else ""

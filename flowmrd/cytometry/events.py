@@ -227,6 +227,11 @@ class EventSource:
         """Markers that can be asked for."""
         return tuple(self._channel_index)
 
+    @property
+    def seconds_known(self) -> bool:
+        """Say whether the time channel is in seconds ($TIMESTEP was given)."""
+        return self._fcs.time_step is not None
+
     def blocks(self, markers: Sequence[str], *, block_events: int = BLOCK_EVENTS) -> Iterator[tuple[int, Block]]:
         """Yield (first row, block) over the file; a block hands out scaled values of `markers`."""
         targets = [self._channel_index[marker] for marker in markers]

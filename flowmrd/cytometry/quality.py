@@ -92,6 +92,7 @@ class DriftLimits(_Section):
     mad_floor_range: float
     removed_warn: float
     removed_fail: float
+    sign_test_z: float
     trend_decades_fail: float
     trend_min_bins: int
     rescue_kept: float
@@ -454,7 +455,7 @@ def time_quality(
     findings = list(clock.findings)
     bins = min(limits.drift.max_bins, event_count // limits.drift.min_bin_events)
     edges = np.linspace(0, event_count, max(bins, 0) + 1).astype(np.int64)
-    medians = _bin_medians(blocks, edges, len(names))
+    medians, spans = _bin_medians(blocks, edges, len(names), z=limits.drift.sign_test_z)
     middle = (edges[:-1] + edges[1:]) // 2
     rate = np.full(edges.size - 1, math.nan)
     if clock.times is None:
@@ -466,7 +467,7 @@ def time_quality(
             rate = np.diff(edges) / np.maximum(np.diff(starts), clock.resolution)
             findings.extend(_check_rate(clock, limits.rate))
     flagged, drift = _check_drift(
-        medians, edges, scales, gating=gating, ordered=clock.times is not None, limits=limits.drift
+        medians, spans, edges, scales, gating=gating, ordered=clock.times is not None, limits=limits.drift
     )
     kept = np.ones(event_count, np.bool_)
     if clock.times is not None:
@@ -637,42 +638,52 @@ def _clog_finding(clogs: Sequence[float], limits: RateLimits) -> QcFinding:
     return _finding(verdict, "CLOGS", text, "Time")
 
 
-def _bin_medians(blocks: Blocks, edges: NDArray[np.int64], channels: int) -> Floats:
-    bins = edges.size - 1
-    medians = np.empty((max(bins, 0), channels))
-    widest = int(np.diff(edges).max()) if bins > 0 else 0
+def _bin_medians(
+    blocks: Blocks, edges: NDArray[np.int64], channels: int, *, z: float
+) -> tuple[Floats, NDArray[np.float64]]:
+    """Return the medians (b, k) and the interval (2, b, k) in which a sign test of `z` would not tell them from another.
+
+    The interval reaches from one order statistic to another, √m · z / 2 ranks below and above the middle of m events.
+    """
+    bins = max(edges.size - 1, 0)
+    medians, spans = np.empty((bins, channels)), np.empty((2, bins, channels))
+    widest = int(np.diff(edges).max()) if bins else 0
     buffer = np.empty((channels, widest), np.float32)  # a median needs no more than the seven digits of a scaled value
     current, filled = 0, 0
     for start, values in blocks:
         done, size = 0, values.shape[1]
-        if bins > 0 and start != int(edges[current]) + filled:
+        if current < bins and start != int(edges[current]) + filled:
             raise ValueError(f"blocks: expected events from {int(edges[current]) + filled}; got a block at {start}")
         while done < size and current < bins:
-            take = min(size - done, int(edges[current + 1] - edges[current]) - filled)
+            width = int(edges[current + 1] - edges[current])
+            take = min(size - done, width - filled)
             buffer[:, filled : filled + take] = values[:, done : done + take]
             filled, done = filled + take, done + take
-            width = int(edges[current + 1] - edges[current])
             if filled == width:
-                medians[current] = _medians(buffer[:, :width])
+                medians[current], spans[:, current] = _medians(buffer[:, :width], z=z)
                 current, filled = current + 1, 0
     if current < bins:
         raise ValueError(f"blocks: expected {int(edges[-1])} events; got {int(edges[current]) + filled}")
     # The log scale has -inf below its range; a median there is as low as can be drawn.
-    return np.nan_to_num(medians, nan=0.0, posinf=2.0, neginf=-1.0)
+    return tuple(np.nan_to_num(found, nan=0.0, posinf=2.0, neginf=-1.0) for found in (medians, spans))  # type: ignore[return-value]
 
 
-def _medians(values: NDArray[np.float32]) -> Floats:
-    """Row medians; `values` is reordered in place."""
-    half = values.shape[1] // 2
-    values.partition(half, axis=1)
-    upper = values[:, half].astype(np.float64)
-    if values.shape[1] % 2:
-        return upper
-    return (upper + values[:, :half].max(axis=1)) / 2
+def _medians(values: NDArray[np.float32], *, z: float) -> tuple[Floats, Floats]:
+    """Row medians and the order statistics around them; `values` is reordered in place."""
+    size = values.shape[1]
+    half, reach = size // 2, math.ceil(z * math.sqrt(size) / 2)
+    low, high = max(half - reach, 0), min(half + reach, size - 1)
+    values.partition((low, half, high), axis=1)
+    middle = values[:, half].astype(np.float64)
+    if size % 2 == 0:
+        # After the partition the other middle value is the largest of those between the lower statistic and the middle.
+        middle = (middle + values[:, low:half].max(axis=1)) / 2
+    return middle, values[:, (low, high)].T.astype(np.float64)
 
 
 def _check_drift(
     medians: Floats,
+    spans: Floats,
     edges: NDArray[np.int64],
     scales: Mapping[str, Transform],
     *,
@@ -688,7 +699,12 @@ def _check_drift(
     disturbed: dict[str, int] = {}
     for column, name in enumerate(scales):
         # A unit of the display scale is its whole range.
-        bad, _ = mad_outliers(medians[:, column], threshold=limits.mad_threshold, floor=limits.mad_floor_range)
+        values = medians[:, column]
+        bad, _ = mad_outliers(values, threshold=limits.mad_threshold, floor=limits.mad_floor_range)
+        # Where half of the events are positive, the median jumps between two peaks by chance alone; the sign test asks
+        # whether this bin's events lie on one side of the usual median more often than chance allows.
+        usual = float(np.median(values))
+        bad &= (spans[0, :, column] > usual) | (spans[1, :, column] < usual)
         if bad.any():
             disturbed[name] = int(np.count_nonzero(bad))
             flagged |= bad

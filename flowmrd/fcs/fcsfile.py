@@ -292,6 +292,7 @@ _OTHER = re.compile(
     r"^EVENT|^HDR[-_]|^INDEX$|^(?:PULSE )?WIDTH$|^CELL[-_ ]?LENGTH$|^TIME.|^COMPUTED TIME$|^UNUSED"
     r"|^(?:EV|DC|RMI)$|^(?:CENTER|OFFSET|RESIDUAL|AMPLITUDE)$|^BEAD[-_ ]?DIST$|^BC[-_]SEPARATION|^MAHALANOBIS"
     r"|^FILE(?:[-_ ].*|NUM.*)?$|^SAMPLE[-_ ]?(?:ID|NUMBER)$|^(?:DROP|SORT)[-_ ]|^CLASSIFIER$|^OBJECT ?NUMBER$"
+    r"|EVENT ?(?:NUMBER|COUNT)$|(?:^|[-_ ])ID$"
 )
 
 

@@ -67,11 +67,11 @@ def read_parameters(header: Header, keywords: Mapping[str, str], source: str) ->
     if not k or k > MAX_PARAMETERS:
         shown = "missing" if k is None else f"{k:,}"
         raise FcsError(f"$PAR is {shown}, expected 1 to {MAX_PARAMETERS:,} parameters", source=source, where="$PAR")
-    _check_mode(keywords, findings, source)
+    _check_mode(header, keywords, findings, source)
     default = _data_type(keywords.get("$DATATYPE"), "$DATATYPE", source)
     types, bits = [], []
     for i in range(1, k + 1):
-        own = keywords.get(f"$P{i}DATATYPE") if header.version == "3.2" else None
+        own = keywords.get(f"$P{i}DATATYPE")
         kind = _data_type(own, f"$P{i}DATATYPE", source) if own is not None and own.strip() else default
         if kind is None:
             raise FcsError(
@@ -82,6 +82,9 @@ def read_parameters(header: Header, keywords: Mapping[str, str], source: str) ->
             )
         types.append(kind)
         bits.append(_width(keywords, i, kind, findings, source))
+    if header.version != "3.2" and any(f"$P{i}DATATYPE" in keywords for i in range(1, k + 1)):
+        message = f"$PnDATATYPE belongs to FCS 3.2, the file says {header.version}; the types it gives are used"
+        findings.append(warning("DATATYPE_PER_PARAMETER", message, "$PnDATATYPE"))
     byte_order = _byte_order(keywords, bits, types, source)
     channels, masks = [], []
     blank: dict[str, list[str]] = {"N": [], "R": []}
@@ -111,7 +114,7 @@ def read_parameters(header: Header, keywords: Mapping[str, str], source: str) ->
     )
 
 
-def _check_mode(keywords: Mapping[str, str], findings: list[QcFinding], source: str) -> None:
+def _check_mode(header: Header, keywords: Mapping[str, str], findings: list[QcFinding], source: str) -> None:
     mode = keywords.get("$MODE", "").strip().upper()
     if mode in {"C", "U"}:
         raise FcsError(
@@ -120,7 +123,7 @@ def _check_mode(keywords: Mapping[str, str], findings: list[QcFinding], source: 
             where="$MODE",
             hint="export list mode data",
         )
-    if mode != "L":
+    if mode != "L" and not (header.version == "3.2" and not mode):  # FCS 3.2 has list mode only
         findings.append(warning("MODE_UNKNOWN", "$MODE is not L; read as list mode", "$MODE"))
 
 
@@ -623,7 +626,7 @@ def _count_from_bytes(
     )
 
 
-def check_crc(handle: BinaryIO, header: Header, last: int, size: int) -> list[QcFinding]:
+def check_crc(handle: BinaryIO, header: Header, last: int) -> list[QcFinding]:
     """Compare the CRC after the last segment, where a program wrote one.
 
     `last` is the absolute byte of the last segment's end. `00000000`, blanks or nothing mean that there is none.
@@ -631,10 +634,9 @@ def check_crc(handle: BinaryIO, header: Header, last: int, size: int) -> list[Qc
     if header.version == "2.0":
         return []
     stated = read_at(handle, last + 1, 8)
-    if len(stated) < 8 or not re.fullmatch(rb"[ 0-9]*[0-9]", stated) or not int(stated):
-        return []
-    expected = int(stated)
-    sums = [0, 0xFFFF]
+    if not re.fullmatch(rb" *[0-9]+", stated) or len(stated) < 8 or not 0 < int(stated) <= 0xFFFF:
+        return []  # none, or digits of something else: a CRC has 16 bits
+    sums = [0, 0xFFFF]  # programs differ in the value to start from
     position = header.base
     while position <= last:
         part = read_at(handle, position, min(1 << 20, last + 1 - position))
@@ -643,8 +645,6 @@ def check_crc(handle: BinaryIO, header: Header, last: int, size: int) -> list[Qc
         sums = [binascii.crc_hqx(part, value) for value in sums]
         position += len(part)
     where = f"byte {last + 1:,}"
-    if expected in sums:
+    if int(stated) in sums:
         return [info("CRC_OK", "the CRC of the data set is right", where)]
-    if last + 9 < size and expected > 0xFFFF:
-        return []  # digits of something else: a CRC has 16 bits
     return [warning("CRC_MISMATCH", "the CRC of the data set does not match its bytes; the file may be damaged", where)]

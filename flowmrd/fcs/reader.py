@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import FcsError, QcFinding
-from flowmrd.fcs.data import DataLayout, iter_chunks, open_unbuffered
+from flowmrd.fcs.data import Columns, DataLayout, iter_chunks, open_unbuffered
 from flowmrd.fcs.fcsfile import Channel, ChannelKind, FcsFile, Verdict, file_stamp
 from flowmrd.fcs.integrity import check_crc, listed, locate_data, read_parameters
 from flowmrd.fcs.segments import VERSIONS, Header, info, quoted, to_integer, to_real, violation, walk_datasets, warning
@@ -84,7 +84,7 @@ def read_fcs(path: str | Path, *, dataset: int | None = None) -> FcsFile:
             else:
                 for i, column in enumerate(columns):
                     stored[i][start : start + m] = column
-                    scan.column(i, column)
+                scan.columns(columns)
     if uniform:
         whole.flags.writeable = False
     for column in stored:
@@ -99,8 +99,7 @@ def scan_values(fcs: FcsFile) -> FcsFile:
     scan = _Scan(fcs.layout)
     with open_unbuffered(fcs.path) as handle:
         for _, columns in iter_chunks(handle, fcs.layout, on_raw=scan.raw, source=Path(fcs.path).name):
-            for i, column in enumerate(columns):
-                scan.column(i, column)
+            scan.columns(columns)
     return replace(fcs, findings=fcs.findings + tuple(scan.findings(fcs.channels)))
 
 
@@ -177,8 +176,7 @@ def _read_dataset(handle: BinaryIO, parsed: _Dataset, path: str | Path, size: in
     findings += more
     layout, parameters, more = locate_data(handle, header, keywords, parameters, size=size, source=source)
     findings += more
-    last = max(layout.begin + layout.nbytes - 1, header.base + header.text[1])
-    findings += check_crc(handle, header, last, size)
+    findings += check_crc(handle, header, _last_byte(header, keywords, layout, size))
     time_step, more = _time_step(keywords, parameters.channels)
     findings += more
     spillover, more = read_spillover(keywords, parameters.channels)
@@ -197,6 +195,13 @@ def _read_dataset(handle: BinaryIO, parsed: _Dataset, path: str | Path, size: in
         layout=layout,
         stamp=file_stamp(path),
     )
+
+
+def _last_byte(header: Header, keywords: Mapping[str, str], layout: DataLayout, size: int) -> int:
+    """Absolute byte where the last segment of a data set ends."""
+    stated = (to_integer(keywords.get(key)) for key in ("$ENDSTEXT", "$ENDANALYSIS"))
+    others = [header.base + end for end in stated if end and header.base + end < size]
+    return max(layout.begin + layout.nbytes - 1, header.base + header.text[1], *others)
 
 
 def _time_step(keywords: Mapping[str, str], channels: Sequence[Channel]) -> tuple[float | None, list[QcFinding]]:
@@ -292,7 +297,6 @@ def _identity(channel: Channel) -> object:
 # --------------------------------------------------------------------------------------------------------------- values
 
 
-@dataclass(slots=True)
 class _Scan:
     """Running minimum, maximum and count of unusable values per channel.
 
@@ -300,22 +304,15 @@ class _Scan:
     check itself.
     """
 
-    layout: DataLayout
-    lowest: list[float]
-    highest: list[float]
-    nan: list[int]
-    infinite: list[int]
-    above: list[int]
-    masked: NDArray[np.int64] | None
-    outside: NDArray[Any] | None
+    __slots__ = ("highest", "infinite", "layout", "lowest", "masked", "nan", "outside")
 
     def __init__(self, layout: DataLayout) -> None:
         k = len(layout.types)
         self.layout = layout
-        self.lowest, self.highest = [np.inf] * k, [-np.inf] * k
-        self.nan, self.infinite, self.above = [0] * k, [0] * k, [0] * k
+        self.lowest, self.highest = np.full(k, np.inf), np.full(k, -np.inf)
+        self.nan, self.infinite = [0] * k, [0] * k
         self.masked = np.zeros(k, np.int64) if any(layout.masks) else None
-        self.outside = None
+        self.outside: NDArray[Any] | None = None
 
     def raw(self, table: NDArray[Any]) -> None:
         """(m, k) integers before masking: count those with bits outside the mask."""
@@ -328,25 +325,34 @@ class _Scan:
             self.masked += np.count_nonzero(table & self.outside, axis=0)
 
     def block(self, part: NDArray[Any]) -> None:
-        """(k, m) values just written, still in cache."""
-        low, high = part.min(axis=1), part.max(axis=1)
-        finite = np.isfinite(low) & np.isfinite(high) if part.dtype.kind == "f" else None
-        for i in range(len(part)):
-            if finite is None or finite[i]:
-                self._extremes(i, float(low[i]), float(high[i]))
-            else:
-                self._unusable(i, part[i])
+        """(k, m) values, each channel contiguous and still in cache."""
+        self._update(part.min(axis=1), part.max(axis=1), part)
 
-    def column(self, i: int, values: NDArray[Any]) -> None:
-        if not values.size:
+    def columns(self, columns: Columns) -> None:
+        """Check the columns of one chunk as they come from the file."""
+        if isinstance(columns, np.ndarray):
+            low, high = _extremes(columns.T)
+            self._update(low, high, columns)
             return
-        low, high = float(values.min()), float(values.max())
-        if np.isfinite(low) and np.isfinite(high):
-            self._extremes(i, low, high)
-        else:
-            self._unusable(i, values)
+        for i, values in enumerate(columns):
+            low, high = values.min(), values.max()
+            if np.isfinite(low) and np.isfinite(high):
+                self._widen(i, float(low), float(high))
+            else:
+                self._unusable(i, values)
 
-    def _extremes(self, i: int, low: float, high: float) -> None:
+    def _update(self, low: NDArray[Any], high: NDArray[Any], columns: NDArray[Any]) -> None:
+        if low.dtype.kind != "f" or (np.isfinite(low).all() and np.isfinite(high).all()):
+            np.minimum(self.lowest, low, out=self.lowest)
+            np.maximum(self.highest, high, out=self.highest)
+            return
+        for i in range(len(low)):
+            if np.isfinite(low[i]) and np.isfinite(high[i]):
+                self._widen(i, float(low[i]), float(high[i]))
+            else:
+                self._unusable(i, columns[i])
+
+    def _widen(self, i: int, low: float, high: float) -> None:
         self.lowest[i] = min(self.lowest[i], low)
         self.highest[i] = max(self.highest[i], high)
 
@@ -356,7 +362,7 @@ class _Scan:
         self.infinite[i] += int(np.count_nonzero(~np.isfinite(values))) - nan
         usable = values[np.isfinite(values)]
         if usable.size:
-            self._extremes(i, float(usable.min()), float(usable.max()))
+            self._widen(i, float(usable.min()), float(usable.max()))
 
     def findings(self, channels: Sequence[Channel]) -> list[QcFinding]:
         found: list[QcFinding] = []
@@ -373,7 +379,7 @@ class _Scan:
                 )
         beyond = [
             c
-            for c, kind, top in zip(channels, self.layout.types, self.highest, strict=True)
+            for c, kind, top in zip(channels, self.layout.types, self.highest.tolist(), strict=True)
             if kind == "I" and c.range and top >= c.range
         ]
         if beyond:
@@ -384,7 +390,7 @@ class _Scan:
             )
         above = [
             c
-            for c, kind, top in zip(channels, self.layout.types, self.highest, strict=True)
+            for c, kind, top in zip(channels, self.layout.types, self.highest.tolist(), strict=True)
             if kind != "I" and c.range and c.kind is not ChannelKind.TIME and top > c.range
         ]
         if above:
@@ -398,3 +404,19 @@ class _Scan:
             make = warning if rare else info
             found.append(make("BITS_MASKED", message + (": values beyond the range" if rare else ""), hit[0][0].pnn))
         return found
+
+
+def _extremes(table: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Minimum and maximum of each column of an (m, k) table.
+
+    numpy reduces long rows far faster than short ones, so several events are folded into one row first.
+    """
+    m, k = table.shape
+    fold = min(m, max(1, 1024 // k))
+    whole = m - m % fold
+    wide = table[:whole].reshape(-1, fold * k)
+    parts = [(wide.min(axis=0).reshape(fold, k), wide.max(axis=0).reshape(fold, k))]
+    if whole < m:
+        parts.append((table[whole:], table[whole:]))
+    lows, highs = zip(*((low.min(axis=0), high.max(axis=0)) for low, high in parts), strict=True)
+    return np.minimum.reduce(lows), np.maximum.reduce(highs)

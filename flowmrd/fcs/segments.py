@@ -15,7 +15,9 @@ from flowmrd.errors import FcsError, Level, QcFinding
 
 VERSIONS = ("2.0", "3.0", "3.1", "3.2")
 HEADER_BYTES = 58
-MAX_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 8 << 20  # of one TEXT segment; the largest real ones, of spectral instruments, have under 1 MiB
+MAX_TOKENS = 1_000_000
+MAX_ALL_TEXT_BYTES = 64 << 20  # of all data sets together
 MAX_DATASETS = 10_000
 MAX_PARAMETERS = 10_000
 
@@ -169,7 +171,12 @@ def read_text(handle: BinaryIO, header: Header, size: int, source: str) -> tuple
         )
     raw = read_at(handle, header.base + begin, length)
     text, findings = _decoded(raw, where)
+    if text[0] in _PADDING and text.lstrip(_PADDING)[:2].endswith("$"):
+        text = text.lstrip(_PADDING)
+        findings.append(info("TEXT_PADDED", "blanks stand before TEXT's delimiter", where))
     delimiter = text[0]
+    if text.count(delimiter) > MAX_TOKENS:
+        raise FcsError(f"TEXT has more than {MAX_TOKENS:,} delimiters", source=source, where=where)
     if delimiter.isalnum() or delimiter == "$":
         raise FcsError(
             "TEXT does not start with a delimiter", source=source, where=where, hint="the TEXT offset is wrong"
@@ -197,11 +204,13 @@ def _decoded(raw: bytes, where: str) -> tuple[str, list[QcFinding]]:
 
 def _chosen(text: str, findings: list[QcFinding], where: str) -> dict[str, str]:
     """Decide between the two readings of a doubled delimiter by which one yields the required keywords."""
-    readings = [parse_pairs(text, doubled=doubled) for doubled in ("tolerant", "strict", "empty")]
+    readings = [parse_pairs(text, doubled="tolerant")]
+    if text[0] * 2 in text:
+        readings += [parse_pairs(text, doubled=doubled) for doubled in ("strict", "empty")]
     scores = [_required_found(pairs) for pairs, _ in readings]
-    best = max(range(3), key=lambda i: (scores[i], -i))
+    best = max(range(len(readings)), key=lambda i: (scores[i], -i))
     pairs, leftover = readings[best]
-    if best == 0 and pairs != readings[1][0]:
+    if best == 0 and len(readings) > 1 and pairs != readings[1][0]:
         empty = sum(1 for key, value in pairs if not value)
         findings.append(
             info(
@@ -378,11 +387,14 @@ def walk_datasets(
     """
     datasets: list[tuple[Header, dict[str, str], list[QcFinding]]] = []
     chain: list[QcFinding] = []
-    base = 0
+    base = all_text = 0
     while True:
         number = len(datasets) + 1
         try:
             header, findings = read_header(handle, base, size, source)
+            all_text += header.text[1] - header.text[0]
+            if datasets and all_text > MAX_ALL_TEXT_BYTES:
+                raise FcsError("TEXT of all data sets is too long", source=source)  # noqa: TRY301  # ends the chain
             keywords, more = read_text(handle, header, size, source)
         except FcsError as error:
             if not datasets:

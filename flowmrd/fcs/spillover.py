@@ -162,25 +162,23 @@ def _plain(name: str) -> str:
 
 def _resolved(names: Sequence[str], channels: Sequence[Channel]) -> tuple[list[int], int]:
     """Channel index of each name; how many are unknown."""
-    for key in (
+    labels = [_plain(c.pns) for c in channels]
+    keys = (
         {c.pnn: c.index for c in channels},
         {_plain(c.pnn): c.index for c in channels},
-        _unique({_plain(c.pns): c.index for c in channels if c.pns.strip()}, channels),
-    ):
-        found = [key.get(name, key.get(_plain(name), key.get(_plain(name.removeprefix("Comp-"))))) for name in names]
-        if all(i is not None for i in found):
-            return [i for i in found if i is not None], 0
+        {label: i for i, label in enumerate(labels) if label and labels.count(label) == 1},
+    )
+    found = [
+        next((key[form] for key in keys for form in (name, _plain(name), _plain(name[5:])) if form in key), None)
+        if name.startswith("Comp-")
+        else next((key[form] for key in keys for form in (name, _plain(name)) if form in key), None)
+        for name in names
+    ]
+    unknown = sum(i is None for i in found)
     numbers = [to_integer(name) for name in names]
-    if all(number is not None and 1 <= number <= len(channels) for number in numbers):
+    if unknown and all(number is not None and 1 <= number <= len(channels) for number in numbers):
         return [number - 1 for number in numbers if number is not None], 0
-    known = {_plain(c.pnn) for c in channels}
-    return [], sum(_plain(name) not in known for name in names)
-
-
-def _unique(key: dict[str, int], channels: Sequence[Channel]) -> dict[str, int]:
-    """Labels that belong to one channel only."""
-    labels = [_plain(c.pns) for c in channels]
-    return {label: index for label, index in key.items() if labels.count(label) == 1}
+    return [i for i in found if i is not None], unknown
 
 
 def _nameless(

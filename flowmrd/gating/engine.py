@@ -76,7 +76,7 @@ class GatingResult:
 
 
 def apply_template(
-    source: EventSource, template: GatingTemplate, *, overrides: Mapping[str, Gate] | None = None
+    source: EventSource, template: GatingTemplate, *, overrides: Mapping[str, tuple[Gate, str]] | None = None
 ) -> GatingResult:
     """Place and evaluate every population of a template.
 
@@ -84,7 +84,7 @@ def apply_template(
     ----------
     source : scaled events of the file
     template : the strategy
-    overrides : population → gate that replaces the template's (patient-specific or a reviewer's)
+    overrides : population → (gate, who drew it and on what) that replaces the template's
 
     Raises
     ------
@@ -177,7 +177,7 @@ def _evaluate_block(
 class _Walk:
     """The state of one placement: what is placed, what is evaluated, what is still to do."""
 
-    def __init__(self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, Gate]) -> None:
+    def __init__(self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, tuple[Gate, str]]) -> None:
         self.source = source
         self.template = template
         self.overrides = overrides
@@ -190,7 +190,8 @@ class _Walk:
     def run(self) -> None:
         for row in self.template.population:
             if row.name in self.overrides:
-                self._accept(row, row, self.overrides[row.name], Found(values={}), "", "override", "gate of this subject")
+                gate, origin = self.overrides[row.name]
+                self._accept(row, row, gate, Found(values={}), "", "override", origin)
         while len(self.counts) < len(self.template.population):
             self._place_known()
             ready = self._ready()
@@ -415,7 +416,8 @@ class _Walk:
             self._note(level, "GATE_NOT_PLACED", f"{where} could not be evaluated and counts nothing: {reason}.", where)
         elif fallback:
             level = Level.INFO if self._routine(row, reason) else Level.WARNING
-            self._note(level, "GATE_FALLBACK", f"{where} was placed by {fallback} instead of {row.method}: {reason}.", where)
+            text = f"{where} was placed by {_way(choice)} instead of {_way(row)}: {reason}."
+            self._note(level, "GATE_FALLBACK", text, where)
 
     def _routine(self, row: Population, reason: str) -> bool:
         """Say whether markers that this file's panel lacks are the whole reason; a method that found nothing deserves a look."""
@@ -425,6 +427,10 @@ class _Walk:
 
     def _note(self, level: Level, code: str, message: str, where: str) -> None:
         self.findings.append(QcFinding(level=level, code=code, message=message, where=where))
+
+
+def _way(choice: Choice) -> str:
+    return f"{choice.method} on {', '.join(choice.channels)}" if choice.channels else choice.method
 
 
 def _with_cut(found: Found, gate: Gate) -> Found:

@@ -225,7 +225,9 @@ def gate_from_json(data: Mapping[str, object]) -> Gate:
             assert isinstance(ranges, Sequence)
             return Intervals(
                 marker=str(d["marker"]),
-                ranges=tuple((-math.inf if a is None else float(a), math.inf if b is None else float(b)) for a, b in ranges),
+                ranges=tuple(
+                    (-math.inf if a is None else float(a), math.inf if b is None else float(b)) for a, b in ranges
+                ),
             )
         case "polygon":
             first, second = strings("markers")

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmrd.cytometry.events import MarkerSpec
-from flowmrd.errors import TemplateError
+from flowmrd.errors import GatingError, TemplateError
+from flowmrd.gating.gates import gate_from_json, gate_markers
 from flowmrd.gating.methods import GateMethod, Params, methods
 from flowmrd.registry import nearest
 
@@ -85,7 +86,11 @@ class Route(_Document):
 
 
 class Measurement(_Document):
-    """What is reported: numerator and denominator populations and the event rule."""
+    """What is reported: numerator and denominator populations and the event rule.
+
+    `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are the
+    ways to the lineage that do without it. With a target and no route in the file, a negative result proves nothing.
+    """
 
     analyte: str
     numerator: str
@@ -97,6 +102,7 @@ class Measurement(_Document):
     assay_lod: float | None = Field(default=None, gt=0, lt=1)
     assay_lloq: float | None = Field(default=None, gt=0, lt=1)
     unit: str = "%"
+    therapy_target: str = ""
     routes: tuple[Route, ...] = Field(default=())
 
 
@@ -107,6 +113,19 @@ class Plot(_Document):
     x: str
     y: str
     purpose: str = ""
+
+
+class Override(_Document):
+    """A gate of one subject that stands in for the template's: who drew it, and on which file.
+
+    `gate` is the JSON form of `flowmrd.gating.gates` (kind, markers, vertices …), in scaled units.
+    """
+
+    subject: str = Field(min_length=1)
+    population: str
+    gate: dict[str, Any]
+    by: str = Field(min_length=1)
+    source: str = ""
 
 
 class Quality(_Document):
@@ -126,6 +145,7 @@ class GatingTemplate(_Document):
     population: tuple[Population, ...] = Field(min_length=1)
     measurement: tuple[Measurement, ...] = Field(default=())
     plot: tuple[Plot, ...] = Field(default=())
+    override: tuple[Override, ...] = Field(default=())
     quality: Quality = Quality()
     digest: str = ""
 
@@ -277,6 +297,18 @@ def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateErro
                 yield fault(
                     f"measurement[{number}] ({measurement.analyte}).{field}", f"no population {name!r}", nearest(name, names)
                 )
+    for number, override in enumerate(template.override):
+        key = f"override[{number}] ({override.subject})"
+        if override.population not in names:
+            yield fault(f"{key}.population", f"no population {override.population!r}", nearest(override.population, names))
+        try:
+            gate = gate_from_json(override.gate)
+        except (GatingError, KeyError, TypeError, ValueError, AssertionError) as error:
+            yield fault(f"{key}.gate", f"not a gate: {error!s}" if str(error) else "not a gate")
+            continue
+        for marker in gate_markers(gate):
+            if marker not in markers:
+                yield fault(f"{key}.gate", f"no channel for marker {marker!r}", nearest(marker, markers))
     for number, plot in enumerate(template.plot):
         if plot.parent != ROOT and plot.parent not in names:
             yield fault(f"plot[{number}].parent", f"no population {plot.parent!r}", nearest(plot.parent, names))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.transforms import Linear, make_transform, ticks
 from flowmrd.records import Axis, GateShape, PlotPanel, TimeSeries
 from flowmrd.reporting.labels import Placement, place_labels
-from flowmrd.reporting.numbers import format_count, format_share
+from flowmrd.reporting.numbers import format_channel_value, format_count, format_share
 
 Figure: TypeAlias = dict[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
@@ -44,7 +44,7 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "muted": "#5b6876",
         "line": "#8592a0",
         "plot": "#ffffff",
-        "label": "rgba(255,255,255,0.86)",
+        "label": "rgba(255,255,255,0.74)",
         "gate": "#111820",
         "target": "#d55e00",
         "targetEdge": "#ffffff",
@@ -58,7 +58,7 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "muted": "#9fadbc",
         "line": "#66758a",
         "plot": "#10161e",
-        "label": "rgba(16,22,30,0.80)",
+        "label": "rgba(16,22,30,0.70)",
         "gate": "#f4f7fa",
         "target": "#ff9a3c",
         "targetEdge": "#10161e",
@@ -77,8 +77,9 @@ MARKERS_MAX = 1500  # target events drawn one by one; above it a raster layer co
 _COARSE_BELOW = 16_384  # events of the parent; fewer are drawn on bins of twice the width
 _TICK_GAP = 0.085  # least distance of two tick labels, as a share of the axis, on the smallest plot
 # The plot area (pixels) and label sizes on the narrowest supported page (1280 px, three plots a row).
-_PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 296.0, 6.5, 7.4, 14.5, 6.0, 11
+_PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 290.0, 6.5, 7.4, 14.5, 6.0, 11
 _LABEL_CHARS = 22
+_LEAST_SPAN = 0.12  # of a median's plot, scaled units: about half a decade
 _BUSY_BINS = 64
 
 
@@ -102,11 +103,13 @@ def panel_figure(panel: PlotPanel) -> Figure:
     shapes: list[Figure] = []
     for gate in panel.gates:
         shapes.extend(_gate_shapes(gate, panel))
-    annotations = _gate_annotations(panel)
+    placements = gate_placements(panel)
+    shapes.extend(_leader_shapes(panel, placements))
+    annotations = _gate_annotations(panel, placements)
     if not panel.density.any():
         annotations.append(_empty_note(panel))
     layout: Figure = {
-        "margin": {"l": 56, "r": 12, "t": 10, "b": 50, "pad": 0},
+        "margin": {"l": 62, "r": 12, "t": 10, "b": 50, "pad": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": theme["plot"],
         "font": {"family": FONT, "size": _FONT_PX, "color": theme["ink"]},
@@ -121,44 +124,50 @@ def panel_figure(panel: PlotPanel) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def rate_figure(time: TimeSeries) -> Figure:
-    """Draw events per second over the acquisition; spans that QC flagged are shaded."""
-    theme = THEMES["light"]
+def rate_figure(time: TimeSeries) -> Figure | None:
+    """Draw events per second over the acquisition, flagged spans shaded; `None` where no clock gives a rate."""
+    if not np.isfinite(time.rate).any():
+        return None
     return {
-        "data": [_line(time.seconds, time.rate, "series", "x", "y")],
+        "data": [_line(time.seconds, time.rate, "x", "y")],
         "layout": {
             **_series_layout(),
             "margin": {"l": 64, "r": 12, "t": 10, "b": 44},
             "xaxis": {**_series_axis(), "title": {"text": "Time (s)"}},
             "yaxis": {**_series_axis(), "title": {"text": "Events per second"}, "rangemode": "tozero"},
-            "shapes": [_flag_shape(span, "x", "y", theme) for span in flagged_spans(time)],
+            "shapes": [_flag_shape(span, "x", "y") for span in flagged_spans(time)],
+            "annotations": [],
         },
     }
 
 
-def medians_figure(time: TimeSeries, labels: Mapping[str, str], *, columns: int = 4) -> Figure:
+def medians_figure(
+    time: TimeSeries, axes: Mapping[str, Axis], labels: Mapping[str, str], *, columns: int = 4
+) -> Figure:
     """Draw every channel's median over the acquisition, one small plot each, on a common time axis.
 
     Parameters
     ----------
-    time : `medians` is (channels, bins)
-    labels : channel → label (its marker); channels without one keep their own name
+    time : `medians` is (bins, channels), scaled units
+    axes : channel → an axis that shows it, for labels in channel values; others are labelled in scaled units
+    labels : channel → its marker; channels without one keep their own name
     columns : plots in a row
 
     Raises
     ------
     ValueError
-        `medians` is not (channels, bins)
+        `medians` is not (bins, channels)
     """
-    expected = (len(time.channels), time.seconds.size)
+    expected = (time.seconds.size, len(time.channels))
     if time.medians.shape != expected:
-        raise ValueError(f"medians: expected (channels, bins) = {expected}; got {time.medians.shape}")
+        raise ValueError(f"medians: expected (bins, channels) = {expected}; got {time.medians.shape}")
     theme = THEMES["light"]
     rows = max(1, math.ceil(len(time.channels) / columns))
+    title = "Time (s)" if np.isfinite(time.rate).any() else "Event"
     data: list[Figure] = []
     layout: Figure = {
         **_series_layout(),
-        "margin": {"l": 44, "r": 8, "t": 24, "b": 40},
+        "margin": {"l": 48, "r": 8, "t": 24, "b": 40},
         "shapes": [],
         "annotations": [],
     }
@@ -168,9 +177,9 @@ def medians_figure(time: TimeSeries, labels: Mapping[str, str], *, columns: int 
         row, column = divmod(i, columns)
         x, y = ("x", "y") if i == 0 else (f"x{i + 1}", f"y{i + 1}")
         low, top = 1 - (row + 1) * high + 0.16 * high, 1 - row * high - 0.14 * high
-        left, right = column * wide + 0.022, (column + 1) * wide - 0.016
+        left, right = column * wide + 0.03, (column + 1) * wide - 0.022
         last = i + columns >= len(time.channels)
-        data.append(_line(time.seconds, time.medians[i], "series", x, y))
+        data.append(_line(time.seconds, time.medians[:, i], x, y))
         layout[f"xaxis{x[1:]}"] = {
             **_series_axis(),
             "domain": [left, right],
@@ -178,9 +187,14 @@ def medians_figure(time: TimeSeries, labels: Mapping[str, str], *, columns: int 
             "nticks": 4,
             "showticklabels": last,
             **({"matches": "x"} if i else {}),
-            **({"title": {"text": "Time (s)", "standoff": 4}} if last else {}),
+            **({"title": {"text": title, "standoff": 4}} if last else {}),
         }
-        layout[f"yaxis{y[1:]}"] = {**_series_axis(), "domain": [low, top], "anchor": x, "nticks": 4}
+        layout[f"yaxis{y[1:]}"] = {
+            **_series_axis(),
+            **_median_scale(time.medians[:, i], axes.get(channel)),
+            "domain": [low, top],
+            "anchor": x,
+        }
         layout["annotations"].append(
             {
                 "name": "title",
@@ -195,19 +209,38 @@ def medians_figure(time: TimeSeries, labels: Mapping[str, str], *, columns: int 
                 "font": {"size": _FONT_PX, "color": theme["ink"]},
             }
         )
-        layout["shapes"].extend(_flag_shape(span, x, y, theme) for span in spans)
+        layout["shapes"].extend(_flag_shape(span, x, y) for span in spans)
     return {"data": data, "layout": layout}
 
 
+def _median_scale(medians: Floats, axis: Axis | None) -> Figure:
+    """Range and labels of one small plot: never so narrow that noise looks like drift, labelled in channel values."""
+    finite = medians[np.isfinite(medians)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    middle, half = (low + high) / 2, max((high - low) * 0.58, _LEAST_SPAN / 2)
+    places = np.array([middle - 0.7 * half, middle, middle + 0.7 * half])
+    if axis is None:
+        texts = [f"{place:.2f}" for place in places]
+    else:
+        texts = [format_channel_value(float(value)) for value in make_transform(axis.transform).inverse(places)]
+    return {
+        "range": [middle - half, middle + half],
+        "tickmode": "array",
+        "tickvals": [round(float(place), 5) for place in places],
+        "ticktext": texts,
+    }
+
+
 def flagged_spans(time: TimeSeries) -> tuple[tuple[float, float], ...]:
-    """Join neighbouring flagged bins into spans (first and last second), half a bin wider on either side."""
+    """Join neighbouring flagged bins into spans, each to the middle between it and the next bin."""
+    if time.seconds.size == 0:
+        return ()
     flags = np.concatenate([[False], time.flagged, [False]])
     starts = np.flatnonzero(flags[1:] & ~flags[:-1])
     stops = np.flatnonzero(flags[:-1] & ~flags[1:]) - 1
-    half = float(np.median(np.diff(time.seconds))) / 2 if time.seconds.size > 1 else 0.5
-    return tuple(
-        (float(time.seconds[a]) - half, float(time.seconds[b]) + half) for a, b in zip(starts, stops, strict=True)
-    )
+    between = (time.seconds[1:] + time.seconds[:-1]) / 2
+    edges = np.concatenate([time.seconds[:1], between, time.seconds[-1:]])
+    return tuple((float(edges[a]), float(edges[b + 1])) for a, b in zip(starts, stops, strict=True))
 
 
 def plot_text(text: str, *, limit: int = 48) -> str:
@@ -364,34 +397,44 @@ def _neighbourhood(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _gate_shapes(gate: GateShape, panel: PlotPanel) -> list[Figure]:
-    """Draw a gate: a faint fill over its inside and a line along every finite side."""
-    if gate.outline.size == 0:
-        return []
+    """Draw a gate: a line along every finite side, and a faint fill where a side is open and the line does not close."""
     is_target = gate.population == panel.target_name
     theme = THEMES["light"]
     colour = theme["target"] if is_target else theme["gate"]
     name = "gate-target" if is_target else "gate"
-    clipped = _clipped(gate.outline, panel)
-    line = {"color": colour, "width": 2 if is_target else 1.4}
     base: Figure = {"type": "path", "layer": "above", "name": name, "xref": "x", "yref": "y"}
-    if np.isfinite(gate.outline).all():
-        return [{**base, "path": _path(clipped), "line": line, "fillcolor": "rgba(0,0,0,0)"}]
-    # Infinite sides end at the plot's edge and get no line: the gate goes on there.
-    closed = np.concatenate([gate.outline, gate.outline[:, :1]], axis=1)
+    base |= {"line": {"color": colour, "width": 2 if is_target else 1.4}, "fillcolor": "rgba(0,0,0,0)"}
+    shapes: list[Figure] = []
+    for piece in gate_pieces(gate.outline):
+        clipped = _clipped(piece, panel)
+        if np.isfinite(piece).all():
+            shapes.append({**base, "path": _path(clipped)})
+            continue
+        # The four quadrants together are the whole plot; shading it would say nothing.
+        if gate.kind != "quadrant":
+            area = {"path": _path(clipped), "line": {"width": 0}, "fillcolor": colour, "opacity": 0.05}
+            shapes.append({**base, **area, "name": f"{name}-area"})
+        if sides := _finite_sides(piece, clipped):
+            shapes.append({**base, "path": sides})
+    return shapes
+
+
+def gate_pieces(outline: Floats) -> list[Floats]:
+    """Split an outline into its closed pieces: columns of NaN stand between them (kept stretches of time are several)."""
+    gaps = np.flatnonzero(np.isnan(outline).any(axis=0))
+    return [piece[:, ~np.isnan(piece).any(axis=0)] for piece in np.split(outline, gaps, axis=1) if piece.shape[1] > 1]
+
+
+def _finite_sides(piece: Floats, clipped: Floats) -> str:
+    """Path along the sides that lie inside the plot; the gate goes on beyond an infinite one, so it gets no line."""
+    closed = np.concatenate([piece, piece[:, :1]], axis=1)
     shown = np.concatenate([clipped, clipped[:, :1]], axis=1)
     sides = []
-    for i in range(closed.shape[1] - 1):
-        same_infinite = [not math.isfinite(closed[k, i]) and closed[k, i] == closed[k, i + 1] for k in (0, 1)]
-        if not any(same_infinite) and not np.array_equal(shown[:, i], shown[:, i + 1]):
+    for i in range(piece.shape[1]):
+        infinite = [not math.isfinite(closed[k, i]) and closed[k, i] == closed[k, i + 1] for k in (0, 1)]
+        if not any(infinite) and not np.array_equal(shown[:, i], shown[:, i + 1]):
             sides.append(f"M{shown[0, i]:.5g},{shown[1, i]:.5g}L{shown[0, i + 1]:.5g},{shown[1, i + 1]:.5g}")
-    shading = {**base, "name": f"{name}-area", "path": _path(clipped), "line": {"width": 0}}
-    shading |= {"fillcolor": colour, "opacity": 0.05}
-    if gate.kind == "quadrant":
-        # The four together are the whole plot; shading it says nothing.
-        return [{**base, "path": "".join(sides), "line": line, "fillcolor": "rgba(0,0,0,0)"}] if sides else []
-    return (
-        [shading, {**base, "path": "".join(sides), "line": line, "fillcolor": "rgba(0,0,0,0)"}] if sides else [shading]
-    )
+    return "".join(sides)
 
 
 def _clipped(outline: Floats, panel: PlotPanel) -> Floats:
@@ -419,12 +462,18 @@ def gate_placements(panel: PlotPanel) -> tuple[Placement, ...]:
     """Place the labels of a panel's gates, in units of the plot area (0 … 1)."""
     low = np.array([[panel.x.lo], [panel.y.lo]])
     span = np.array([[panel.x.hi - panel.x.lo], [panel.y.hi - panel.y.lo]])
-    outlines = [
-        np.clip((_clipped(gate.outline, panel) - low) / span, 0.0, 1.0) if gate.outline.size else gate.outline
-        for gate in panel.gates
-    ]
+    outlines = []
+    for gate in panel.gates:
+        pieces = [np.clip((_clipped(piece, panel) - low) / span, 0.0, 1.0) for piece in gate_pieces(gate.outline)]
+        # A label goes with the largest piece.
+        outlines.append(max(pieces, key=_box_area, default=np.zeros((2, 0))))
     sizes = [_label_size(gate) for gate in panel.gates]
-    return place_labels(outlines, sizes, _busy(panel))
+    return place_labels(outlines, sizes, _busy(panel), target_bins(panel, _BUSY_BINS) > 0)
+
+
+def _box_area(outline: Floats) -> float:
+    width, height = np.ptp(outline, axis=1)
+    return float(width * height)
 
 
 def _label_size(gate: GateShape) -> tuple[float, float]:
@@ -435,20 +484,36 @@ def _label_size(gate: GateShape) -> tuple[float, float]:
 
 
 def _busy(panel: PlotPanel) -> Floats:
-    """Coarse log density (0 … 1), target events counted as the densest, for keeping labels off the events."""
+    """Coarse log density, 0 … 1, for keeping labels off the events."""
     height, width = panel.density.shape
     coarse = panel.density.reshape(_BUSY_BINS, height // _BUSY_BINS, _BUSY_BINS, width // _BUSY_BINS).sum(axis=(1, 3))
     top = float(coarse.max(initial=0))
     busy: Floats = np.log1p(coarse) / math.log1p(top) if top else np.zeros(coarse.shape)
-    if panel.target.shape[1]:
-        busy[target_bins(panel, _BUSY_BINS) > 0] = 1.0
     return busy
 
 
-def _gate_annotations(panel: PlotPanel) -> list[Figure]:
+def _leader_shapes(panel: PlotPanel, placements: Sequence[Placement]) -> list[Figure]:
+    """Draw a line from each label that is away from its gate; it starts at the label's anchor, which never moves."""
+    return [
+        {
+            "type": "path",
+            "name": "leader",
+            "layer": "above",
+            "xref": "x",
+            "yref": "y",
+            "path": f"M{_in_axis(place.x, panel.x)},{_in_axis(place.y, panel.y)}"
+            f"L{_in_axis(place.leader[0], panel.x)},{_in_axis(place.leader[1], panel.y)}",
+            "line": {"color": THEMES["light"]["muted"], "width": 1},
+        }
+        for place in placements
+        if place.leader is not None
+    ]
+
+
+def _gate_annotations(panel: PlotPanel, placements: Sequence[Placement]) -> list[Figure]:
     theme = THEMES["light"]
     annotations = []
-    for gate, place in zip(panel.gates, gate_placements(panel), strict=True):
+    for gate, place in zip(panel.gates, placements, strict=True):
         is_target = gate.population == panel.target_name
         x, y = _in_axis(place.x, panel.x), _in_axis(place.y, panel.y)
         note: Figure = {
@@ -468,19 +533,6 @@ def _gate_annotations(panel: PlotPanel) -> list[Figure]:
             "bgcolor": theme["label"],
             "font": {"size": _FONT_PX, "color": theme["ink"]},
         }
-        if place.leader is not None:
-            note |= {
-                "showarrow": True,
-                "x": _in_axis(place.leader[0], panel.x),
-                "y": _in_axis(place.leader[1], panel.y),
-                "ax": x,
-                "ay": y,
-                "axref": "x",
-                "ayref": "y",
-                "arrowhead": 0,
-                "arrowwidth": 1,
-                "arrowcolor": theme["muted"],
-            }
         annotations.append(note)
     return annotations
 
@@ -561,11 +613,11 @@ def thinned_labels(major: Sequence[tuple[float, str]], span: float, *, keep_firs
 # -------------------------------------------------------------------------------------------------------------- series
 
 
-def _line(x: Floats, y: Floats, role: str, xaxis: str, yaxis: str) -> Figure:
+def _line(x: Floats, y: Floats, xaxis: str, yaxis: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines",
-        "meta": role,
+        "meta": "series",
         "x": _typed(x.astype(np.float32)),
         "y": _typed(y.astype(np.float32)),
         "xaxis": xaxis,
@@ -601,7 +653,7 @@ def _series_axis() -> Figure:
     }
 
 
-def _flag_shape(span: tuple[float, float], x: str, y: str, theme: Mapping[str, Any]) -> Figure:
+def _flag_shape(span: tuple[float, float], x: str, y: str) -> Figure:
     return {
         "type": "rect",
         "name": "flag",
@@ -613,5 +665,5 @@ def _flag_shape(span: tuple[float, float], x: str, y: str, theme: Mapping[str, A
         "y0": 0,
         "y1": 1,
         "line": {"width": 0},
-        "fillcolor": theme["flag"],
+        "fillcolor": THEMES["light"]["flag"],
     }

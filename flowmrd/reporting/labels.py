@@ -24,15 +24,17 @@ _LEADER_POINTS = np.linspace(0.1, 0.9, 7)
 
 # Costs, in one currency. Overlap is beyond all others: only where the plot is too full to avoid it.
 _OVERLAP = 1e3
-_EVENTS = 2.0  # covering the densest events
+_EVENTS = 0.9  # covering the densest events
 _COVERED = 0.5  # covering any events
+_PRECIOUS = 1.2  # covering an event that must be seen, and as much again where they fill the label's place
 _FOREIGN_EDGE = 1.6  # lying across another gate's outline
-_OWN_EDGE = 0.5
-_DISTANCE = 1.8  # each plot width between the label and its gate
-_LEADER = 0.35  # so far from the gate that a line must lead to it
+_OWN_EDGE = 0.7
+_DISTANCE = 2.5  # each plot width between the label and its gate
+_LEADER = 0.6  # so far from the gate that a line must lead to it
 _LEADER_CROSSES = 3.0  # … through another label
 _OUTSIDE = 0.12  # beside the gate rather than in it
 _FOREIGN_GATE = 0.9  # inside another gate but not in its own
+_AMBIGUOUS = 2.0  # beside its gate, but as near to another one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class _Choices:
     """Every place one label could take: boxes (n, 4), own costs (n,), whether a leader is needed, and its points."""
 
     boxes: Floats
-    cost: NDArray[np.float64]
+    cost: Floats
     leads: NDArray[np.bool_]
     leader_x: Floats  # (n, points); nan where no leader is needed
     leader_y: Floats
@@ -65,7 +67,7 @@ class _Choices:
 
 
 def place_labels(
-    outlines: Sequence[Floats], sizes: Sequence[tuple[float, float]], busy: Floats
+    outlines: Sequence[Floats], sizes: Sequence[tuple[float, float]], busy: Floats, precious: NDArray[np.bool_]
 ) -> tuple[Placement, ...]:
     """Choose a place for each gate's label.
 
@@ -74,6 +76,7 @@ def place_labels(
     outlines : per gate (2, n) vertices in plot units, clipped to the plot; empty where the gate has no shape
     sizes : per gate the label's width and height in plot units
     busy : (k, k) density of events, 0 … 1, `busy[iy, ix]`
+    precious : (k, k) where events lie that a reader must see
 
     Returns
     -------
@@ -83,8 +86,12 @@ def place_labels(
         return ()
     edges = [_edge_points(outline) for outline in outlines]
     bounds = [_bounds(outline) for outline in outlines]
-    density, occupied = _summed(busy), _summed(busy > 0)
-    choices = [_choices(i, sizes[i], bounds, edges, outlines, density, occupied) for i in range(len(outlines))]
+    grounds = (
+        (_summed(busy), _EVENTS, 0.0),
+        (_summed(busy > 0), _COVERED, 0.0),
+        (_summed(precious), _PRECIOUS, _PRECIOUS),
+    )
+    choices = [_choices(i, sizes[i], bounds, edges, outlines, grounds) for i in range(len(outlines))]
     picks = _settle(choices, [(box[2] - box[0]) * (box[3] - box[1]) for box in bounds])
     return tuple(_placement(choice, pick, box) for choice, pick, box in zip(choices, picks, bounds, strict=True))
 
@@ -95,34 +102,35 @@ def _choices(
     bounds: Sequence[Box],
     edges: Sequence[Floats],
     outlines: Sequence[Floats],
-    density: Floats,
-    occupied: Floats,
+    grounds: Sequence[tuple[Floats, float, float]],
 ) -> _Choices:
+    """Weigh one label's places by themselves; `grounds` are (summed values, cost of their mean, cost of any)."""
     own = bounds[index]
     corners = _candidates(own, size)
     x0, y0 = corners[:, 0], corners[:, 1]
     x1, y1 = x0 + size[0], y0 + size[1]
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     inside = _contains(outlines[index], centre_x, centre_y)
-    cost = _OUTSIDE * ~inside
-    cost += _EVENTS * _mean_under(density, x0, y0, x1, y1) + _COVERED * _mean_under(occupied, x0, y0, x1, y1)
+    cost: Floats = np.where(inside, 0.0, _OUTSIDE)
+    for sums, for_mean, for_any in grounds:
+        mean = _mean_under(sums, x0, y0, x1, y1)
+        cost += for_mean * mean + for_any * (mean > 0)
+    away = [_away(points, x0, y0, x1, y1) for points in edges]
+    distance = np.where(inside, 0.0, away[index].min(axis=1)) if edges[index].size else np.zeros(x0.size)
+    leads = distance > 4 * _GAP
+    cost += _DISTANCE * np.maximum(distance - 2 * _GAP, 0.0) + _LEADER * leads
     for j, points in enumerate(edges):
         if points.size:
-            cost += (_OWN_EDGE if j == index else _FOREIGN_EDGE) * _any_in_boxes(points, x0, y0, x1, y1)
+            nearest = away[j].min(axis=1)
+            cost += (_OWN_EDGE if j == index else _FOREIGN_EDGE) * (nearest == 0)
+            if j != index and edges[index].size:
+                cost += _AMBIGUOUS * (~inside & ~leads & (nearest < distance + _GAP))
         if j != index and outlines[j].size:
             # A label in a gate that encloses its own gate is not misleading; in a sibling it is.
             cost += _FOREIGN_GATE * (_contains(outlines[j], centre_x, centre_y) & ~inside & ~_encloses(bounds[j], own))
     ends = np.stack([centre_x, centre_y], axis=1)
-    leads = np.zeros(x0.size, np.bool_)
     if edges[index].size:
-        away_x = np.maximum(np.maximum(x0[:, None] - edges[index][0], edges[index][0] - x1[:, None]), 0.0)
-        away_y = np.maximum(np.maximum(y0[:, None] - edges[index][1], edges[index][1] - y1[:, None]), 0.0)
-        away = np.hypot(away_x, away_y)
-        nearest = away.argmin(axis=1)
-        distance = np.where(inside, 0.0, away[np.arange(x0.size), nearest])
-        ends = edges[index][:, nearest].T
-        leads = distance > 4 * _GAP
-        cost += _DISTANCE * np.maximum(distance - 2 * _GAP, 0.0) + _LEADER * leads
+        ends = edges[index][:, away[index].argmin(axis=1)].T
     way = np.where(leads, 1.0, np.nan)[:, None]
     return _Choices(
         boxes=np.stack([x0, y0, x1, y1], axis=1),
@@ -244,6 +252,16 @@ def _contains(outline: Floats, x: Floats, y: Floats) -> NDArray[np.bool_]:
     crosses = ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / rise + ax)
     odd: NDArray[np.bool_] = crosses.sum(axis=0) % 2 == 1
     return odd
+
+
+def _away(points: Floats, x0: Floats, y0: Floats, x1: Floats, y1: Floats) -> Floats:
+    """Distance from each box to each point, (boxes, points); 0 where the box holds the point."""
+    if points.size == 0:
+        return np.zeros((x0.size, 0))
+    across = np.maximum(np.maximum(x0[:, None] - points[0], points[0] - x1[:, None]), 0.0)
+    along = np.maximum(np.maximum(y0[:, None] - points[1], points[1] - y1[:, None]), 0.0)
+    away: Floats = np.hypot(across, along)
+    return away
 
 
 def _any_in_boxes(points: Floats, x0: Floats, y0: Floats, x1: Floats, y1: Floats) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flowmrd import __version__
 from flowmrd.cytometry.transforms import make_transform
 from flowmrd.errors import Level, QcFinding
+from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Nothing, Polygon, Rectangle, Whole, gate_from_json
 from flowmrd.records import (
     AcquisitionResult,
     Axis,
@@ -66,6 +67,8 @@ _STATUS = {
     "amended": "Amended",
     "refused": "Refused",
 }
+# What stood in for a gate (flowmrd.gating.engine), in words; any other fallback is the name of a method.
+_STAND_INS = {"whole": "whole parent kept", "nothing": "not evaluable", "override": "overridden for this acquisition"}
 _NEGATIVE = {"Y": "Yes", "N": "No", "NE": "Not evaluable"}
 
 
@@ -176,7 +179,7 @@ def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any
         "target": target,
         "panels": [_panel(panel, result, f"{key}-panel-{i + 1}") for i, panel in enumerate(result.panels)],
         "tree": _tree(result, scales, target),
-        "time": _time(result.time, {channel: marker for marker, channel in result.markers.items()}),
+        "time": _time(result.time, result),
         **_margins(result.margins),
         "gates": [_gate_row(gate) for gate in result.gates],
         "markers": dict(result.markers),
@@ -544,11 +547,14 @@ def _depth_first(populations: Sequence[PopulationRow]) -> list[PopulationRow]:
 
 
 def _notes(gate: PlacedGate) -> list[str]:
+    """Say what a reader should look at: a bound that held the cut, a method that stood in, a gate that has no events."""
     notes = []
     if gate.bound_hit:
         notes.append(f"bound: {gate.bound_hit}")
-    if gate.fallback:
+    if gate.fallback and gate.fallback not in _STAND_INS:
         notes.append(f"fallback: {gate.fallback}")
+    elif gate.fallback:
+        notes.append(_STAND_INS[gate.fallback])
     return notes
 
 
@@ -564,47 +570,49 @@ def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
     ----------
     gate : JSON form of a gate (`flowmrd.gating.gates.gate_to_json`)
     scales : marker → axis
+
+    Raises
+    ------
+    GatingError
+        the gate's kind is unknown
     """
-    match gate:
-        case {"kind": "rectangle", "markers": [*markers], "low": [*low], "high": [*high]}:
-            parts = [_range_text(str(marker), a, b, scales) for marker, a, b in zip(markers, low, high, strict=True)]
-            return ", ".join(part for part in parts if part) or "everything"
-        case {"kind": "intervals", "marker": str(marker), "ranges": [*ranges]}:
-            parts = [_range_text(marker, a, b, scales) for a, b in ranges[:3]]
+    match gate_from_json(gate):
+        case Rectangle(markers=markers, low=low, high=high):
+            parts = [_range_text(*side, scales) for side in zip(markers, low, high, strict=True)]
+            return ", ".join(part for part in parts if part) or "whole parent"
+        case Intervals(marker=marker, ranges=ranges):
+            parts = [_range_text(marker, low_end, high_end, scales) for low_end, high_end in ranges[:3]]
             more = f" and {len(ranges) - 3} more" if len(ranges) > 3 else ""
-            return (" or ".join(part for part in parts if part) or "everything") + more
-        case {"kind": "polygon", "markers": [x, y], "vertices": [*vertices]}:
+            return (" or ".join(part for part in parts if part) or "whole parent") + more
+        case Polygon(markers=(x, y), vertices=vertices):
             return f"polygon of {len(vertices)} vertices on {x} × {y}"
-        case {"kind": "ellipsoid", "markers": [*markers], "mean": [*mean]}:
-            centre = ", ".join(_value_text(str(m), v, scales) for m, v in zip(markers, mean, strict=True))
-            return f"ellipse on {' × '.join(map(str, markers))}, centre {centre}"
-        case {"kind": "boolean", "operator": str(operator), "operands": [*operands]}:
-            names = [f"{'not ' if item['complement'] else ''}{item['population']}" for item in operands]
+        case Ellipsoid(markers=markers, mean=mean):
+            centre = ", ".join(_value_text(*place, scales) for place in zip(markers, mean, strict=True))
+            return f"ellipse on {' × '.join(markers)}, centre {centre}"
+        case Boolean(operator=operator, operands=operands):
+            names = [f"not {name}" if complement else name for name, complement in operands]
             return f"not {names[0]}" if operator == "not" else f" {operator} ".join(names)
-        case {"kind": "whole"}:
+        case Whole():
             return "whole parent"
-        case {"kind": "nothing"}:
+        case Nothing():
             return "not evaluable"
-        case _:
-            return str(gate.get("kind", MISSING))
 
 
-def _range_text(marker: str, low: object, high: object, scales: Mapping[str, Axis]) -> str:
-    if low is None and high is None:
+def _range_text(marker: str, low: float, high: float, scales: Mapping[str, Axis]) -> str:
+    if not math.isfinite(low) and not math.isfinite(high):
         return ""
-    if high is None:
+    if not math.isfinite(high):
         return f"{marker} ≥ {_value_text(marker, low, scales)}"
-    if low is None:
+    if not math.isfinite(low):
         return f"{marker} < {_value_text(marker, high, scales)}"
     return f"{marker} {_value_text(marker, low, scales)} to {_value_text(marker, high, scales)}"
 
 
-def _value_text(marker: str, scaled: object, scales: Mapping[str, Axis]) -> str:
-    assert isinstance(scaled, int | float)
+def _value_text(marker: str, scaled: float, scales: Mapping[str, Axis]) -> str:
     axis = scales.get(marker)
     if axis is None:
         return f"{scaled:.3f} (scaled)"
-    return format_channel_value(float(make_transform(axis.transform).inverse(float(scaled))))
+    return format_channel_value(float(make_transform(axis.transform).inverse(scaled)))
 
 
 def _gate_row(gate: PlacedGate) -> dict[str, Any]:
@@ -635,19 +643,22 @@ def _plain(value: object) -> str:
     return MISSING if value is None else str(value)
 
 
-def _time(time: TimeSeries | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
+def _time(time: TimeSeries | None, result: AcquisitionResult) -> dict[str, Any] | None:
     if time is None or time.seconds.size == 0:
         return None
     flagged = int(time.flagged.sum())
     shaded = f"{flagged} of {time.flagged.size} bins flagged (shaded)" if flagged else "no bin flagged"
+    axes = {axis.channel: axis for panel in result.panels for axis in (panel.x, panel.y)}
+    rate = figures.rate_figure(time)
+    labels = {channel: marker for marker, channel in result.markers.items()}
     return {
         "bins": time.seconds.size,
         "channels": len(time.channels),
         "rows": min(8, max(1, math.ceil(len(time.channels) / 4))),
-        "text": f"Events per second over {significant(float(time.seconds[-1]), 3)} s; {shaded}",
+        "text": f"Events per second over the acquisition; {shaded}",
         "note": f"Time from: {time.time_source}; {shaded}.",
-        "rate": _markup(_json(figures.rate_figure(time))),
-        "medians": _markup(_json(figures.medians_figure(time, labels))),
+        "rate": None if rate is None else _markup(_json(rate)),
+        "medians": _markup(_json(figures.medians_figure(time, axes, labels))) if time.channels else None,
     }
 
 

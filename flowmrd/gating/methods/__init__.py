@@ -1,8 +1,8 @@
 """Ways of placing a gate: each finds values from the parent's events and builds a gate from them.
 
-A method is a `GateMethod`. `find` looks at data and returns named values (a cut, a slope); the engine checks them against
-the template's bounds; `build` turns the accepted values into a gate. Geometric methods have no `find`. A method that finds
-nothing raises `NotFound`, and the template's next choice is tried.
+A method is a `GateMethod`. `find` looks at data and returns named values (a cut, a slope); the engine checks them
+against the template's bounds; `build` turns the accepted values into a gate. Geometric methods have no `find`. A method
+that finds nothing raises `NotFound`, and the template's next choice is tried.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowmrd.registry import discover
 Columns = Mapping[str, NDArray[np.float32]]
 
 
-class NotFound(GatingError):
+class NotFound(GatingError):  # noqa: N818 - an outcome that the next choice answers, seldom an error
     """The events do not show what the method looks for."""
 
 
@@ -61,8 +61,8 @@ class Found:
 class GateMethod:
     """One way of placing a gate.
 
-    `find` is `None` for geometric methods. `references` names the populations whose values `find` needs, `borrows` those
-    whose found values `build` or `find` uses.
+    `find` is `None` for geometric methods. `references` names the populations whose values `find` needs, `borrows`
+    those whose found values `build` or `find` uses.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -52,8 +53,8 @@ def cut_gate(markers: tuple[str, ...], params: Any, found: Found, _values: Value
 class ValleyParams(Params):
     """Lowest density between two peaks.
 
-    `search` bounds the cut, `bandwidth` smooths (scaled units), `min_peak` is the least share of events that each side must
-    hold, `max_depth` the highest density at the valley relative to the lower of the two peaks beside it.
+    `search` bounds the cut, `bandwidth` smooths (scaled units), `min_peak` is the least share of events that each side
+    must hold, `max_depth` the highest density at the valley relative to the lower of the two peaks beside it.
     """
 
     keep: Literal["above", "below"]
@@ -65,7 +66,7 @@ class ValleyParams(Params):
 
 
 def _floor(density: NDArray[np.float64], bottom: int, low: float, high: float) -> NDArray[np.intp]:
-    """Return the bins of a flat floor around `bottom` (few events leave gaps of equal density) inside the searched range."""
+    """Return the bins of a flat floor around `bottom`, which few events leave, inside the searched range."""
     level = density[bottom] * (1 + 1e-9) + 1e-12
     first = last = bottom
     while first > 0 and density[first - 1] <= level and CENTRES[first - 1] >= low:
@@ -83,7 +84,7 @@ def _find_valley(sample: Sample, params: ValleyParams) -> Found:
     low, high = (borrowed(side, sample.found, 0.0) for side in params.search)
     running = np.cumsum(counts)
     best: tuple[float, int] | None = None
-    for left, right in zip(tops[:-1], tops[1:], strict=True):
+    for left, right in pairwise(tops.tolist()):
         bottom = int(left + np.argmin(density[left : right + 1]))
         if not low <= CENTRES[bottom] <= high:
             # The lowest point inside the searched range still separates when the range cuts the valley's floor.
@@ -177,7 +178,9 @@ def _find_reference(sample: Sample, params: ReferenceParams) -> Found:
     marker = sample.markers[0]
     values = sample.references[params.population][marker].astype(np.float64)
     if values.size < params.min_reference:
-        raise NotFound(f"reference {params.population} has {values.size} events, at least {params.min_reference} needed")
+        raise NotFound(
+            f"reference {params.population} has {values.size} events, at least {params.min_reference} needed"
+        )
     cuts = []
     if params.quantile is not None:
         cuts.append(float(np.quantile(values, params.quantile)))

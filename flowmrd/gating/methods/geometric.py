@@ -138,9 +138,7 @@ def _boolean(_markers: tuple[str, ...], params: BooleanParams, _found: Found, _v
 
 METHODS = (
     GateMethod(name="whole", params=WholeParams, build=_whole),
-    GateMethod(
-        name="interval", params=IntervalParams, build=_interval, borrows=lambda p: lenders(p.low, p.high)
-    ),
+    GateMethod(name="interval", params=IntervalParams, build=_interval, borrows=lambda p: lenders(p.low, p.high)),
     GateMethod(
         name="rectangle",
         params=RectangleParams,

@@ -1,14 +1,14 @@
 """Gaussian and Student-t mixtures in one and two dimensions, fitted to binned counts.
 
-Binning makes the fit independent of event order and as fast for millions of events as for thousands. Components start at
-quantiles, so no random number is drawn. With `tail_degrees` a Student-t weight (Peel & McLachlan 2000) keeps outliers from
-widening a component.
+Binning makes the fit independent of event order and as fast for millions of events as for thousands. Components start
+at quantiles, so no random number is drawn. With `tail_degrees` a Student-t weight (Peel & McLachlan 2000) keeps
+outliers from widening a component.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ class MixtureCutParams(Params):
 def _fit_1d(x: F64, weight: F64, components: int, degrees: float | None) -> tuple[F64, F64, F64]:
     share = np.cumsum(weight) / weight.sum()
     mean = np.interp((np.arange(components) + 0.5) / components, share, x)
-    variance = np.full(components, max(np.average((x - np.average(x, weights=weight)) ** 2, weights=weight), 1e-5) / components)
+    overall = float(np.average((x - np.average(x, weights=weight)) ** 2, weights=weight))
+    variance = np.full(components, max(overall, 1e-5) / components)
     part = np.full(components, 1.0 / components)
     last = -math.inf
     for _ in range(500):
@@ -72,8 +73,9 @@ def _fit_1d(x: F64, weight: F64, components: int, degrees: float | None) -> tupl
 
 
 def _find_cut(sample: Sample, params: MixtureCutParams) -> Found:
-    counts = histogram(sample.events[sample.markers[0]])
-    inside = (CENTRES >= params.search[0]) & (CENTRES <= params.search[1]) & (counts > 0)
+    counts: F64 = histogram(sample.events[sample.markers[0]])
+    low, high = params.search
+    inside = (low <= CENTRES) & (high >= CENTRES) & (counts > 0)
     if inside.sum() < 2 * params.components:
         raise NotFound(f"too few distinct values of {sample.markers[0]} for {params.components} components")
     part, mean, variance = _fit_1d(CENTRES[inside], counts[inside], params.components, params.tail_degrees)
@@ -104,8 +106,8 @@ def _find_cut(sample: Sample, params: MixtureCutParams) -> Found:
 class MixtureGateParams(Params):
     """An ellipse around one component of a 2-D mixture.
 
-    The component whose mean is nearest to `target` is taken; its ellipse holds `content` of it (chi-square, two degrees of
-    freedom). `max_distance` is the farthest a component may lie from the target.
+    The component whose mean is nearest to `target` is taken; its ellipse holds `content` of it (chi-square, two degrees
+    of freedom). `max_distance` is the farthest a component may lie from the target.
     """
 
     components: int = Field(default=3, ge=1, le=12)
@@ -168,7 +170,8 @@ def _find_component(sample: Sample, params: MixtureGateParams) -> Found:
     key, counts = np.unique(np.stack([x[inside], y[inside]], axis=1), axis=0, return_counts=True)
     if len(key) < 5 * params.components:
         raise NotFound(f"too few distinct values for {params.components} components")
-    part, mean, covariance = _fit_2d((key + 0.5) * step, counts.astype(np.float64), params.components, params.tail_degrees)
+    centres = (key + 0.5) * step
+    part, mean, covariance = _fit_2d(centres, counts.astype(np.float64), params.components, params.tail_degrees)
     distance = np.sqrt(((mean - np.asarray(params.target)) ** 2).sum(axis=1))
     distance[part < params.min_weight] = np.inf
     best = int(np.argmin(distance))
@@ -194,7 +197,6 @@ def _build_component(markers: tuple[str, ...], params: MixtureGateParams, found:
         covariance=found.extra,
         distance_square=limit,
     )
-
 
 
 METHODS = (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from flowmrd.gating.gates import Gate, Polygon
 from flowmrd.gating.methods import Found, GateMethod, NotFound, Params, Sample
 from flowmrd.gating.methods.geometric import Values
+
+Floats = NDArray[np.float64]
 
 # Beyond the scale on every side, so that a band or line has no end inside the data.
 FAR_LOW, FAR_HIGH = -0.5, 2.0
@@ -18,9 +22,11 @@ FAR_LOW, FAR_HIGH = -0.5, 2.0
 class SingletBandParams(Params):
     """A band around the course of single events in two pulse measures.
 
-    The course is the running median of the second channel over the first; its spread the running 1.4826 × MAD. Coincident
-    events leave the course on one side (a longer pulse for its area), so the band is `lower` and `upper` spreads wide.
-    Source of the median + k × MAD form: PeacoQC's doublet rule (domain 7.3).
+    The course is the running median of the second channel over the first; its spread the running 1.4826 × MAD.
+    Coincident events leave the course on one side (a longer pulse for its area), so the band is `lower` and `upper`
+    spreads wide. At the large end coincident events outnumber single ones: from the first bin that leaves the course of
+    the bulk by more than `leave` of its spreads, the course goes on as it was heading. Source of the median + k × MAD
+    form: PeacoQC's doublet rule (domain 7.3).
     """
 
     lower: float = Field(default=5.0, gt=0)
@@ -29,6 +35,26 @@ class SingletBandParams(Params):
     bin_events: int = Field(default=400, ge=50)
     max_bins: int = Field(default=24, ge=3)
     max_removed: float = Field(default=0.4, gt=0, lt=1)
+    leave: float = Field(default=2.0, gt=0)
+
+
+def _course_of_singles(centre: Floats, middle: Floats, spread: Floats, leave: float) -> tuple[Floats, Floats, Floats]:
+    """Return the bins that follow the course of single events, without the spread that coincident ones add."""
+    spread = spread.copy()
+    for last in range(max(centre.size // 2, 3), centre.size):
+        # Slope and level of the eight bins before, by medians, so that one odd bin does not matter.
+        before = slice(max(last - 8, 0), last)
+        x, y = centre[before], middle[before]
+        steps = np.subtract.outer(x, x)
+        slope = float(np.median(np.subtract.outer(y, y)[steps > 0] / steps[steps > 0]))
+        level = float(np.median(y - slope * x))
+        # The noise of a pulse is at most proportional to the pulse.
+        usual = float(np.median(spread[before] / np.maximum(x, 1e-6))) * float(centre[last])
+        usual = max(usual, float(np.median(spread[before])))
+        if abs(middle[last] - (level + slope * centre[last])) > leave * usual:
+            return centre[:last], middle[:last], spread[:last]
+        spread[last] = min(spread[last], 1.5 * usual)
+    return centre, middle, spread
 
 
 def _find_band(sample: Sample, params: SingletBandParams) -> Found:
@@ -38,7 +64,7 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
     bins = int(np.clip(x.size // params.bin_events, 1, params.max_bins))
     edges = np.quantile(x, np.linspace(0.0, 1.0, bins + 1))
     centres, middles, spreads = [], [], []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         inside = (x >= low) & (x <= high)
         if inside.sum() < 20:
             continue
@@ -52,14 +78,20 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
     centre, middle, spread = np.array(centres), np.array(middles), np.array(spreads)
     keep = np.r_[True, np.diff(centre) > 1e-6]
     centre, middle, spread = centre[keep], middle[keep], spread[keep]
-    low = np.interp(x, centre, middle - params.lower * spread)
-    high = np.interp(x, centre, middle + params.upper * spread)
-    removed = float(np.mean((y < low) | (y > high)))
+    centre, middle, spread = _course_of_singles(centre, middle, spread, params.leave)
+    floor = np.interp(x, centre, middle - params.lower * spread)
+    ceiling = np.interp(x, centre, middle + params.upper * spread)
+    removed = float(np.mean((y < floor) | (y > ceiling)))
     if removed > params.max_removed:
-        raise NotFound(f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed")
+        raise NotFound(
+            f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed"
+        )
     # Past the outermost bins the course goes on with the slope it has there.
     if centre.size > 1:
-        slopes = ((middle[1] - middle[0]) / (centre[1] - centre[0]), (middle[-1] - middle[-2]) / (centre[-1] - centre[-2]))
+        slopes = (
+            (middle[1] - middle[0]) / (centre[1] - centre[0]),
+            (middle[-1] - middle[-2]) / (centre[-1] - centre[-2]),
+        )
     else:
         slopes = (0.0, 0.0)
     ends = (
@@ -103,7 +135,9 @@ def _find_debris(sample: Sample, params: DebrisLineParams) -> Found:
     forward = sample.markers[0]
     reference = sample.references[params.population][forward].astype(np.float64)
     if reference.size < params.min_reference:
-        raise NotFound(f"reference {params.population} has {reference.size} events, at least {params.min_reference} needed")
+        raise NotFound(
+            f"reference {params.population} has {reference.size} events, at least {params.min_reference} needed"
+        )
     size = float(np.median(reference))
     return Found(
         values={"cut": params.ratio * size, "reference_size": size},

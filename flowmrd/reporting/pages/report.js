@@ -48,6 +48,7 @@
     }
     layout.shapes = (layout.shapes || []).map((shape) => {
       if (shape.name === "flag") return { ...shape, fillcolor: look.flag };
+      if (shape.name === "leader") return { ...shape, line: { ...shape.line, color: look.muted } };
       const colour = shape.name.startsWith("gate-target") ? look.target : look.gate;
       if (shape.name.endsWith("-area")) return { ...shape, fillcolor: colour };
       return { ...shape, line: { ...shape.line, color: colour } };
@@ -57,7 +58,7 @@
       if (note.name === "label" || note.name === "label-target") {
         next.bgcolor = look.label;
         if (note.name === "label-target") next.bordercolor = look.target;
-        if (note.showarrow) next.arrowcolor = look.muted;
+        if (printing) next.font.size = 9;  // plots on paper are smaller than the labels were laid out for
       }
       return next;
     });
@@ -95,7 +96,13 @@
   // ---- enlarged plot ------------------------------------------------------------------------------------------
   const drawEnlarged = (plot) => {
     const { data, layout } = themed(figureOf(plot.dataset.figure));
-    const big = { ...layout, font: { ...layout.font, size: 13 } };
+    const look = settings.themes[theme()];
+    const big = {
+      ...layout,
+      font: { ...layout.font, size: 13 },
+      margin: { ...layout.margin, t: Math.max(34, layout.margin.t) },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: look.muted, activecolor: look.ink },
+    };
     big.annotations = layout.annotations.map((note) => ({ ...note, font: { ...note.font, size: 13 } }));
     Plotly.react(plot, data, big, settings.config);
   };
@@ -143,6 +150,17 @@
     });
   };
 
+  const filterRows = (words) => {
+    const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = [...document.querySelectorAll(".acquisitions tbody tr")];
+    rows.forEach((row) => {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !wanted.every((word) => text.includes(word));
+    });
+    const shown = rows.filter((row) => !row.hidden).length;
+    document.querySelector(".filter-count").textContent = wanted.length ? `${shown} of ${rows.length} shown` : "";
+  };
+
   // ---- pages of the single file -------------------------------------------------------------------------------
   const showPage = (focus) => {
     const pages = [...document.querySelectorAll("section.page")];
@@ -184,9 +202,12 @@
     document.querySelectorAll('[data-action="targets"]').forEach((box) => { box.checked = showTargets; });
     redraw();
   });
+  document.addEventListener("input", (event) => {
+    if (event.target.matches('[data-action="filter"]')) filterRows(event.target.value);
+  });
   document.addEventListener("DOMContentLoaded", () => {
     settings = JSON.parse(document.getElementById("report-settings").textContent);
-    document.querySelectorAll("button[data-action][hidden], .switch[hidden]").forEach((control) => { control.hidden = false; });
+    document.querySelectorAll("button[data-action][hidden], .switch[hidden], .filter[hidden]").forEach((control) => { control.hidden = false; });
     document.querySelectorAll("table.sortable").forEach(makeSortable);
     nameTheme();
     showPage(false);

@@ -1,0 +1,460 @@
+"""The one path from an FCS file to a result, as named steps over immutable values.
+
+An `FcsError` or `AnalysisError` of one acquisition is caught here and nowhere else: it becomes a violation finding, the
+assessment is not evaluable, and the batch goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry import quality
+from flowmrd.cytometry.compensation import check_spillover, matrix_digest, read_matrix_file
+from flowmrd.cytometry.events import DataState, EventSource, Role, resolve_panel
+from flowmrd.errors import AnalysisError, CompensationError, FcsError, InputError, Level, QcFinding
+from flowmrd.fcs import ChannelKind, FcsFile, Spillover, file_sha256, open_fcs, scan_values
+from flowmrd.gating.engine import GatingResult, apply_template
+from flowmrd.gating.gates import gate_from_json, gate_to_json
+from flowmrd.gating.template import ROOT, GatingTemplate, Measurement
+from flowmrd.panels import build_panels
+from flowmrd.quantification.rare_events import Call, Category, RareEventRules, load_rules, measure_mrd
+from flowmrd.records import AcquisitionResult, MarginCount, MeasurementRow, PlacedGate, PopulationRow, TimeSeries
+from flowmrd.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquisition:
+    """One line of work: a file, the tube it was stained as, and what is known of the specimen."""
+
+    name: str
+    path: str
+    tube: str
+    subject: str = ""
+    visit: str = ""
+    study_day: int | None = None
+    specimen_type: str = ""
+    after_cd19_therapy: bool | None = None
+    matrix: str | None = None
+    expected_sha256: str | None = None
+    findings: tuple[QcFinding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Analysis:
+    """A result, the memberships behind it (`None` where the file could not be gated), and whether it failed."""
+
+    result: AcquisitionResult
+    gating: GatingResult | None
+    failed: bool
+
+
+def analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> Analysis:
+    """Run the whole path on one acquisition; an untrustworthy file becomes a finding, never an exception."""
+    sha256 = ""
+    try:
+        sha256 = file_sha256(acquisition.path)
+        _check_identity(acquisition, sha256)
+        return _analyse(acquisition, template, settings, sha256)
+    except (InputError, AnalysisError, OSError) as error:
+        return Analysis(result=_failed(acquisition, template, sha256, error), gating=None, failed=True)
+
+
+def _check_identity(acquisition: Acquisition, sha256: str) -> None:
+    if acquisition.expected_sha256 and acquisition.expected_sha256.lower() != sha256:
+        raise FcsError(
+            f"SHA-256 {sha256} is not the manifest's {acquisition.expected_sha256.lower()}",
+            source=Path(acquisition.path).name,
+            hint="the file changed since it was listed, or the manifest names another file",
+        )
+
+
+def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, sha256: str) -> Analysis:
+    fcs = scan_values(open_fcs(acquisition.path, dataset=settings.dataset))
+    panel = resolve_panel(template.channel, fcs.channels, tube=template.template.id)
+    spillover, statement, matrix_findings = _compensation(acquisition, fcs, settings)
+    source = EventSource(
+        fcs, panel, template.channel, spillover=spillover, state=settings.state, scaled_range=settings.scaled_range
+    )
+    overrides = {
+        one.population: (gate_from_json(one.gate), " ".join(filter(None, (f"by {one.by}", one.source and f"on {one.source}"))))
+        for one in template.override
+        if one.subject == acquisition.subject
+    }
+    gating = apply_template(source, template, overrides=overrides)
+    time = _time_quality(source, template)
+    margins, margin_findings = _margins(fcs, source, template)
+    findings = [
+        *acquisition.findings,
+        *fcs.findings,
+        *panel.findings,
+        *matrix_findings,
+        *(time.findings if time else ()),
+        *margin_findings,
+        *_count_findings(fcs, gating, template),
+        *gating.findings,
+    ]
+    if time is not None and template.quality.denominator:
+        findings = list(
+            quality.lower_time_failures(
+                findings,
+                kept_share=float(np.mean(time.kept)) if time.kept.size else 1.0,
+                denominator_events=int(np.count_nonzero(gating.memberships.mask(template.quality.denominator) & time.kept)),
+                limits=quality.load_limits(),
+            )
+        )
+    verdict = quality.overall(findings)
+    measured = [_measure(acquisition, one, gating, template, source, verdict) for one in template.measurement]
+    for _, _, extra in measured:
+        findings.extend(extra)
+    result = AcquisitionResult(
+        acquisition=acquisition.name,
+        subject=acquisition.subject,
+        visit=acquisition.visit,
+        study_day=acquisition.study_day,
+        specimen_type=acquisition.specimen_type,
+        tube=template.template.id,
+        template_version=template.template.version,
+        template_digest=template.digest,
+        file_name=Path(acquisition.path).name,
+        file_sha256=sha256,
+        events=fcs.event_count,
+        qc=quality.overall(findings),
+        compensation=statement,
+        populations=_population_rows(gating, template, fcs.event_count),
+        gates=_placed_rows(gating, template),
+        measurements=tuple(row for row, _, _ in measured),
+        wording=tuple(text for _, text, _ in measured),
+        findings=tuple(findings),
+        panels=build_panels(source, gating),
+        time=_time_series(time),
+        margins=margins,
+        markers={marker: channel.pnn for marker, channel in panel.channels.items()},
+    )
+    return Analysis(result=result, gating=gating, failed=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def _compensation(
+    acquisition: Acquisition, fcs: FcsFile, settings: Settings
+) -> tuple[Spillover | None, str, tuple[QcFinding, ...]]:
+    """Choose the matrix: the manifest's, else the settings', and say in words what was applied."""
+    wanted = acquisition.matrix or settings.matrix
+    if settings.state is not DataState.RAW:
+        return None, f"none applied: the data are declared {settings.state}", ()
+    if wanted == "none":
+        return None, "none applied: declared so", ()
+    if wanted == "file":
+        if fcs.spillover is None:
+            colours = sum(channel.kind is ChannelKind.FLUOR for channel in fcs.channels)
+            level = Level.WARNING if colours > 1 else Level.INFO
+            finding = QcFinding(
+                level=level,
+                code="UNCOMPENSATED",
+                message="The file carries no usable spillover matrix and none was given: values are used as recorded.",
+                where="$SPILLOVER",
+            )
+            return None, "none applied: the file carries no usable matrix", (finding,)
+        digest = matrix_digest(fcs.spillover)
+        return fcs.spillover, f"{fcs.spillover.source} of the file, {len(fcs.spillover.channels)} channels, SHA-256 {digest[:12]}", ()
+    spillover = read_matrix_file(Path(wanted))
+    findings = check_spillover(spillover, fcs.channels)
+    known = {channel.pnn for channel in fcs.channels}
+    unknown = [name for name in spillover.channels if name not in known]
+    if unknown:
+        raise CompensationError(
+            f"matrix file {Path(wanted).name} names channels that the file lacks: {', '.join(unknown)}; "
+            f"the file has {', '.join(sorted(known))}"
+        )
+    digest = matrix_digest(spillover)
+    return spillover, f"matrix file {Path(wanted).name}, {len(spillover.channels)} channels, SHA-256 {digest[:12]}", findings
+
+
+def _scaled_blocks(source: EventSource, markers: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    for start, block in source.blocks(markers):
+        yield start, np.stack([block.scaled(marker) for marker in markers]) if markers else np.empty((0, block.size))
+
+
+def _time_quality(source: EventSource, template: GatingTemplate) -> quality.TimeQuality | None:
+    """Judge clock, rate and signal over time on the fluorescence channels of the panel."""
+    if source.event_count == 0:
+        return None
+    roles = {spec.marker: spec.role for spec in template.channel}
+    markers = tuple(marker for marker in source.markers if roles[marker] is Role.FLUOR)
+    clock = next((marker for marker in source.markers if roles[marker] is Role.TIME), None)
+    seconds: NDArray[np.float32] | None = None
+    if clock is not None:
+        seconds = np.empty(source.event_count, np.float32)
+        for start, block in source.blocks((clock,)):
+            seconds[start : start + block.size] = block.linear(clock)
+    return quality.time_quality(
+        seconds,
+        _scaled_blocks(source, markers),
+        event_count=source.event_count,
+        scales={marker: source.transforms[marker] for marker in markers},
+        in_seconds=source.seconds_known,
+        gating=template.quality.gating_markers or None,
+    )
+
+
+def _time_series(time: quality.TimeQuality | None) -> TimeSeries | None:
+    if time is None or time.flagged.size == 0:
+        return None
+    return TimeSeries(
+        seconds=time.seconds,
+        rate=time.rate,
+        channels=time.channels,
+        medians=time.medians,
+        flagged=time.flagged,
+        time_source=time.time_source,
+    )
+
+
+def _margins(
+    fcs: FcsFile, source: EventSource, template: GatingTemplate
+) -> tuple[tuple[MarginCount, ...], tuple[QcFinding, ...]]:
+    roles = {spec.marker: spec.role for spec in template.channel}
+    by_channel = {
+        channel.index: marker for marker, channel in source.panel.channels.items() if roles[marker] is not Role.TIME
+    }
+    indices = sorted(by_channel)
+    if not indices or source.state is DataState.SCALED:
+        return (), ()
+    channels = [fcs.channels[index] for index in indices]
+    counted = quality.margin_counts(fcs.blocks(indices), channels)
+    gating = {source.panel.channels[m].pnn for m in template.quality.gating_markers if m in source.panel.channels}
+    findings = quality.check_margins(counted, limits=quality.load_limits().margin, gating=gating or None)
+    names = {fcs.channels[index].pnn: marker for index, marker in by_channel.items()}
+    return (
+        tuple(
+            MarginCount(
+                channel=one.channel,
+                marker=names.get(one.channel, ""),
+                low_events=one.low_events,
+                high_events=one.high_events,
+                events=one.events,
+            )
+            for one in counted
+        ),
+        findings,
+    )
+
+
+def _count_findings(fcs: FcsFile, gating: GatingResult, template: GatingTemplate) -> list[QcFinding]:
+    """Judge acquired events, singlets, viability and the denominator by their counts; none looks at the numerator."""
+    limits = quality.load_limits()
+    wanted = template.quality
+    findings: list[QcFinding] = []
+    aborted = fcs.keywords.get("$ABRT", "")
+    findings.extend(
+        quality.check_abort(int(aborted) if aborted.strip().isdigit() else None, fcs.event_count, limits=limits.abort)
+    )
+    if wanted.singlets:
+        findings.append(
+            quality.check_share(
+                gating.counts[wanted.singlets],
+                fcs.event_count,
+                code="SINGLET_SHARE",
+                what="singlets of all events",
+                limits=limits.singlets,
+                where=wanted.singlets,
+            )
+        )
+    if wanted.viable and wanted.singlets:
+        findings.append(
+            quality.check_share(
+                gating.counts[wanted.viable],
+                gating.counts[wanted.singlets],
+                code="VIABILITY",
+                what="viable of single events",
+                limits=limits.viability,
+                where=wanted.viable,
+            )
+        )
+    if wanted.denominator:
+        tube = "mrd" if any(one.analyte == "MRD" for one in template.measurement) else "car"
+        findings.append(
+            quality.check_denominator(
+                gating.counts[wanted.denominator], name=wanted.denominator, limits=limits.events, tube=tube
+            )
+        )
+    return findings
+
+
+def _rules(one: Measurement) -> RareEventRules:
+    rules = load_rules(one.rules)
+    return RareEventRules(
+        lod_events=one.lod_events or rules.lod_events,
+        lloq_events=one.lloq_events or rules.lloq_events,
+        target_fraction=one.target_fraction,
+        name=rules.name,
+    )
+
+
+def _measure(
+    acquisition: Acquisition,
+    one: Measurement,
+    gating: GatingResult,
+    template: GatingTemplate,
+    source: EventSource,
+    verdict: str,
+) -> tuple[MeasurementRow, str, tuple[QcFinding, ...]]:
+    """Counts → one measurement with its limits, its sentence and its findings."""
+    numerator, denominator = gating.counts[one.numerator], gating.counts[one.denominator]
+    routes = [route.name for route in one.routes if set(route.markers) <= set(source.markers)]
+    # Where the therapy is not stated, no proof of negativity may rest on a gate that needs its target.
+    stated = acquisition.after_cd19_therapy
+    result = measure_mrd(
+        numerator_events=numerator,
+        denominator_events=denominator,
+        rules=_rules(one),
+        denominator=f"{one.denominator} cells",
+        assay_lod=one.assay_lod,
+        assay_lloq=one.assay_lloq,
+        cd19_independent=bool(routes) or not one.therapy_target,
+        after_cd19_therapy=bool(stated),
+    )
+    negative = str(result.mrd_neg_1e4)
+    findings = [
+        QcFinding(level=Level.INFO, code=flag, message=f"{one.analyte}: {flag.replace('_', ' ').lower()}.", where=one.numerator)
+        for flag in result.flags
+    ]
+    target = one.therapy_target
+    if target and routes:
+        text = f"Ways to the lineage that do not need {target}: {', '.join(routes)}."
+        findings.append(QcFinding(level=Level.INFO, code="LINEAGE_ROUTES", message=text, where=one.numerator))
+    elif target:
+        text = f"The tube proves a negative result by {target} only: not after therapy directed at {target}."
+        level = Level.WARNING if stated else Level.INFO
+        findings.append(QcFinding(level=level, code=f"{target}_GATED_ONLY", message=text, where=one.numerator))
+        if stated is None and negative == "Y":
+            negative = "NE"
+            text = f"Whether therapy directed at {target} was given is not stated, so this tube does not prove a result below the line."
+            findings.append(QcFinding(level=Level.INFO, code="THERAPY_NOT_STATED", message=text, where=one.numerator))
+    call = result.call
+    if verdict == "FAIL" and call is Call.NOT_DETECTED and result.category is not Category.UNDETECTED_INSUFFICIENT:
+        call = Call.REVIEW
+    value = result.value_percent
+    row = MeasurementRow(
+        subject=acquisition.subject,
+        visit=acquisition.visit,
+        acquisition=acquisition.name,
+        analyte=one.analyte,
+        numerator=one.numerator,
+        numerator_events=numerator,
+        denominator=one.denominator,
+        denominator_events=denominator,
+        fraction=result.fraction,
+        ci_low=result.ci_low,
+        ci_high=result.ci_high,
+        lod_fraction=result.lod_fraction,
+        lloq_fraction=result.lloq_fraction,
+        category=str(result.category),
+        mrd_neg_1e4=negative,
+        call=str(call),
+        value=value,
+        unit=one.unit,
+        status="needs_check" if verdict == "FAIL" or call is Call.REVIEW else "computed",
+    )
+    return row, result.wording, tuple(findings)
+
+
+def _population_rows(gating: GatingResult, template: GatingTemplate, events: int) -> tuple[PopulationRow, ...]:
+    counts: Mapping[str, int] = {ROOT: events, **gating.counts}
+    return tuple(
+        PopulationRow(
+            population=row.name,
+            path=template.path(row.name),
+            parent=row.parent,
+            events=counts[row.name],
+            parent_events=counts[row.parent],
+        )
+        for row in template.population
+    )
+
+
+def _placed_rows(gating: GatingResult, template: GatingTemplate) -> tuple[PlacedGate, ...]:
+    rows = []
+    for row in template.population:
+        placed = gating.placed[row.name]
+        rows.append(
+            PlacedGate(
+                population=row.name,
+                path=template.path(row.name),
+                parent=row.parent,
+                method=placed.method,
+                purpose=" ".join(row.purpose.split()),
+                channels=placed.channels,
+                parameters=dict(placed.params),
+                gate=gate_to_json(placed.gate),
+                found={name: float(value) for name, value in placed.found.items()},
+                bound_hit=placed.bound_hit,
+                fallback=placed.fallback,
+                reason=placed.reason,
+            )
+        )
+    return tuple(rows)
+
+
+def _failed(acquisition: Acquisition, template: GatingTemplate, sha256: str, error: Exception) -> AcquisitionResult:
+    """Return the record of a file that could not be assessed: no number, not evaluable, and why."""
+    code = "FILE_REFUSED" if isinstance(error, FcsError) else type(error).__name__.removesuffix("Error").upper() + "_FAILED"
+    if isinstance(error, OSError) and not isinstance(error, InputError):
+        message, where = f"{Path(acquisition.path).name} cannot be read: {error.strerror or error}", ""
+    else:
+        message, where = str(error), getattr(error, "where", "")
+    finding = QcFinding(level=Level.VIOLATION, code=code, message=message, where=where)
+    rows = tuple(
+        MeasurementRow(
+            subject=acquisition.subject,
+            visit=acquisition.visit,
+            acquisition=acquisition.name,
+            analyte=one.analyte,
+            numerator=one.numerator,
+            numerator_events=None,
+            denominator=one.denominator,
+            denominator_events=None,
+            fraction=None,
+            ci_low=None,
+            ci_high=None,
+            lod_fraction=None,
+            lloq_fraction=None,
+            category="NOT_DONE",
+            mrd_neg_1e4="NE",
+            call="review",
+            value=None,
+            unit=one.unit,
+            status="needs_check",
+        )
+        for one in template.measurement
+    )
+    return AcquisitionResult(
+        acquisition=acquisition.name,
+        subject=acquisition.subject,
+        visit=acquisition.visit,
+        study_day=acquisition.study_day,
+        specimen_type=acquisition.specimen_type,
+        tube=template.template.id,
+        template_version=template.template.version,
+        template_digest=template.digest,
+        file_name=Path(acquisition.path).name,
+        file_sha256=sha256,
+        events=0,
+        qc="FAIL",
+        compensation="none: the file was not assessed",
+        populations=(),
+        gates=(),
+        measurements=rows,
+        wording=tuple("not evaluable: the file could not be assessed" for _ in rows),
+        findings=(*acquisition.findings, finding),
+        panels=(),
+        time=None,
+        margins=(),
+        markers={},
+    )
