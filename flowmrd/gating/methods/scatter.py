@@ -69,10 +69,9 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
         if inside.sum() < 20:
             continue
         values = y[inside]
-        middle = float(np.median(values))
         centres.append(float(np.median(x[inside])))
-        middles.append(middle)
-        spreads.append(max(1.4826 * float(np.median(np.abs(values - middle))), params.min_spread))
+        middles.append(float(np.median(values)))
+        spreads.append(max(1.4826 * float(np.median(np.abs(values - middles[-1]))), params.min_spread))
     if not centres:
         raise NotFound("too few events for a singlet band")
     centre, middle, spread = np.array(centres), np.array(middles), np.array(spreads)
