@@ -2,9 +2,9 @@
 
 Axes are linear in scaled units and carry their own ticks in channel values, because gates live in scaled units and a
 plotly logarithmic axis has no zero. Arrays travel as base64 typed arrays, which plotly.js reads natively: a 256 × 256
-density is 87 kB as bytes and would be 400 kB as numbers. Every text that comes from a file is HTML-escaped, since plotly
-renders links and markup in labels. WebGL is not used: a page of twenty panels would need more contexts than a browser
-grants, and remote desktops have none.
+density is 87 kB as bytes and would be 400 kB as numbers. Every text that comes from a file is HTML-escaped, since
+plotly renders links and markup in labels. WebGL is not used: a page of twenty panels would need more contexts than a
+browser grants, and remote desktops have none.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def flagged_spans(time: TimeSeries) -> tuple[tuple[float, float], ...]:
 
 
 def plot_text(text: str, *, limit: int = 48) -> str:
-    """Make a name from a file safe and short for plotly: no markup, no control characters, at most `limit` characters."""
+    """Make a name from a file fit for plotly: no markup, no control characters, at most `limit` characters."""
     clean = "".join(character if character.isprintable() else "�" for character in text)
     if len(clean) > limit:
         clean = clean[: limit - 1] + "…"
@@ -397,7 +397,7 @@ def _neighbourhood(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _gate_shapes(gate: GateShape, panel: PlotPanel) -> list[Figure]:
-    """Draw a gate: a line along every finite side, and a faint fill where a side is open and the line does not close."""
+    """Draw a gate: a line along every finite side, and a faint fill where an open side leaves the line unclosed."""
     is_target = gate.population == panel.target_name
     theme = THEMES["light"]
     colour = theme["target"] if is_target else theme["gate"]
@@ -420,9 +420,21 @@ def _gate_shapes(gate: GateShape, panel: PlotPanel) -> list[Figure]:
 
 
 def gate_pieces(outline: Floats) -> list[Floats]:
-    """Split an outline into its closed pieces: columns of NaN stand between them (kept stretches of time are several)."""
+    """Split an outline into closed pieces of vertices.
+
+    Columns of NaN stand between pieces (kept stretches of time are several); a piece of two columns is a box given by
+    opposite corners, as intervals are.
+    """
     gaps = np.flatnonzero(np.isnan(outline).any(axis=0))
-    return [piece[:, ~np.isnan(piece).any(axis=0)] for piece in np.split(outline, gaps, axis=1) if piece.shape[1] > 1]
+    pieces = []
+    for part in np.split(outline, gaps, axis=1):
+        piece = part[:, ~np.isnan(part).any(axis=0)]
+        if piece.shape[1] == 2:
+            (x0, x1), (y0, y1) = piece
+            piece = np.array([[x0, x1, x1, x0], [y0, y0, y1, y1]])
+        if piece.shape[1] > 2:
+            pieces.append(piece)
+    return pieces
 
 
 def _finite_sides(piece: Floats, clipped: Floats) -> str:

@@ -7,15 +7,15 @@ import math
 MISSING = "–"
 
 
-def format_count(events: int) -> str:
-    """Write a count with thousands separators.
+def format_count(events: int | None) -> str:
+    """Write a count with thousands separators; missing is a dash.
 
     Examples
     --------
     >>> format_count(34174)
     '34,174'
     """
-    return f"{events:,}"
+    return MISSING if events is None else f"{events:,}"
 
 
 def significant(value: float, digits: int) -> str:

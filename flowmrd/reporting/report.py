@@ -1,4 +1,7 @@
-"""Results → HTML: a folder of pages sharing one plotly.min.js, or a single file. No network, no clock: same input, same bytes."""
+"""Results → HTML: a folder of pages sharing one plotly.min.js, or a single file.
+
+No network and no clock: the same input gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,7 @@ _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 
 # The words of the result codes (docs/reference/tables.md); a code without words is shown as it is.
 _CATEGORY = {
+    "NOT_DONE": "Not done",
     "UNDETECTED": "Not detected",
     "UNDETECTED_INSUFFICIENT": "Not detected, sensitivity insufficient",
     "UNDETECTED_GATING_INADEQUATE": "Not evaluable, gating inadequate",
@@ -121,7 +125,8 @@ def render_report(
             "index_href": "#index" if single_file else "../index.html",
             "previous": _neighbour(previous, single_file=single_file),
             "next": _neighbour(following, single_file=single_file),
-            "run": None if single_file else run,
+            # Every page would repeat the list of all acquisitions; it stands on the index.
+            "run": None if single_file else {name: item for name, item in run.items() if name != "acquisitions"},
         }
         body = environment.get_template("body.html").render(page=context)
         if single_file:
@@ -448,7 +453,7 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
 def result_value(row: MeasurementRow) -> tuple[str, str]:
     """Write a measurement's value and a note on it; below LLOQ a limit with its comparator stands for the number."""
     if row.value is not None:
-        text = significant(row.value, min(2, supported_digits(row.numerator_events)))
+        text = significant(row.value, min(2, supported_digits(row.numerator_events or 0)))
         return (f"{text}%" if row.unit == "%" else f"{text} {row.unit}".strip(), "")
     if row.category == "DETECTED_BELOW_LLOQ" and row.lloq_fraction is not None:
         return (f"< {format_percent(row.lloq_fraction)}", "detected, below LLOQ")
@@ -458,7 +463,7 @@ def result_value(row: MeasurementRow) -> tuple[str, str]:
 
 
 def limit_ruler(row: MeasurementRow) -> dict[str, Any] | None:
-    """Lay LOD, LLOQ and the result on a logarithmic scale (positions in the drawing's units), or `None` without limits."""
+    """Lay LOD, LLOQ and the result on a logarithmic scale, in the drawing's units; `None` where limits are missing."""
     lod, lloq = row.lod_fraction, row.lloq_fraction
     if lod is None or lloq is None or not 0 < lod <= lloq < 1:
         return None
@@ -499,10 +504,11 @@ def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[s
     return {
         "id": panel_id,
         "title": panel.parent,
-        "path": panel.parent_path.replace("/", " › "),
+        "path": panel.parent_path.strip("/").replace("/", " › "),
         "events": format_count(panel.parent_events),
         "axes": axes,
-        "text": f"{panel.parent}, {format_count(panel.parent_events)} events: {axes}. Gates: {gates or 'none'}. {target}",
+        "text": f"{panel.parent}, {format_count(panel.parent_events)} events: {axes}. Gates: {gates or 'none'}. "
+        f"{target}".rstrip(),
         "target": target,
         "purpose": panel.purpose,
         "undrawn": ", ".join(gate.population for gate in panel.gates if gate.outline.size == 0),
@@ -512,15 +518,13 @@ def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[s
 
 def _tree(result: AcquisitionResult, scales: Mapping[str, Axis], target: str) -> list[dict[str, Any]]:
     placed = {gate.path: gate for gate in result.gates}
-    details = {gate.path: gate.detail for panel in result.panels for gate in panel.gates if gate.detail}
-    rows = []
-    for row in _depth_first(result.populations):
+    rows: list[dict[str, Any]] = []
+    for row in _depth_first(_with_root(result)):
         gate = placed.get(row.path)
-        remarks = [text for text in (details.get(row.path, ""), gate.reason if gate else "") if text]
         rows.append(
             {
                 "population": row.population,
-                "depth": min(row.path.count("/"), 8),
+                "depth": min(row.path.strip("/").count("/"), 8),
                 "target": bool(target) and row.population == target,
                 "events": format_count(row.events),
                 "share": format_share(row.events, row.parent_events) if row.parent else MISSING,
@@ -528,10 +532,21 @@ def _tree(result: AcquisitionResult, scales: Mapping[str, Axis], target: str) ->
                 "cut": describe_cut(gate.gate, scales) if gate else MISSING,
                 "method": gate.method if gate else MISSING,
                 "notes": _notes(gate) if gate else [],
-                "remarks": list(dict.fromkeys(remarks)),
+                "reason": gate.reason if gate else "",
             }
         )
     return rows
+
+
+def _with_root(result: AcquisitionResult) -> Sequence[PopulationRow]:
+    """Put the root, all events, on top where the table of populations leaves it out."""
+    rows = result.populations
+    if not rows or any(not row.parent for row in rows):
+        return rows
+    top = min(rows, key=lambda row: row.path.strip("/").count("/"))
+    path = top.path.rpartition("/")[0]
+    root = PopulationRow(population=top.parent, path=path, parent="", events=result.events, parent_events=result.events)
+    return (root, *rows)
 
 
 def _depth_first(populations: Sequence[PopulationRow]) -> list[PopulationRow]:
@@ -540,8 +555,7 @@ def _depth_first(populations: Sequence[PopulationRow]) -> list[PopulationRow]:
 
     def key(row: PopulationRow) -> tuple[int, ...]:
         parts = row.path.split("/")
-        ways = ("/".join(parts[: k + 1]) for k in range(len(parts)))
-        return tuple(place.get(way, -1) for way in ways)
+        return tuple(place.get("/".join(parts[: k + 1]), -1) for k in range(len(parts)))
 
     return sorted(populations, key=key)
 
@@ -648,7 +662,9 @@ def _time(time: TimeSeries | None, result: AcquisitionResult) -> dict[str, Any] 
         return None
     flagged = int(time.flagged.sum())
     shaded = f"{flagged} of {time.flagged.size} bins flagged (shaded)" if flagged else "no bin flagged"
-    axes = {axis.channel: axis for panel in result.panels for axis in (panel.x, panel.y)}
+    axes = {
+        name: axis for panel in result.panels for axis in (panel.x, panel.y) for name in (axis.channel, axis.marker)
+    }
     rate = figures.rate_figure(time)
     labels = {channel: marker for marker, channel in result.markers.items()}
     return {

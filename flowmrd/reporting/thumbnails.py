@@ -1,4 +1,4 @@
-"""Small pictures of a panel for lists, as PNG bytes (written here: an imaging library for one 3 kB picture is too much)."""
+"""Small pictures of a panel for lists, as PNG bytes (an imaging library for one 3 kB picture would be too much)."""
 
 from __future__ import annotations
 

@@ -296,8 +296,8 @@ def _time(events: Events) -> TimeSeries:
     flagged[0:2] = True
     channels = tuple(channel for channel, _ in AXES.values() if channel != "Time")
     rng = np.random.default_rng(3)
-    medians = np.array([rng.normal(20.0 * 3**i, 2.0 * 2**i, 200) for i in range(len(channels))])
-    medians[4, 120:128] *= 1.5
+    medians = rng.normal(0.2 + 0.05 * np.arange(len(channels)), 0.004, (200, len(channels)))
+    medians[120:128, 4] += 0.12
     return TimeSeries(
         seconds=(edges[1:] + edges[:-1]) / 2, rate=rate, channels=channels, medians=medians, flagged=flagged,
         time_source="Time channel × $TIMESTEP",
