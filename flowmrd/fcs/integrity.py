@@ -575,19 +575,7 @@ def _count_from_bytes(
                 message = f"{place} lies outside the file, but from byte {place.begin:,} exactly $TOT events fill it"
                 findings.append(violation("DATA_END_WRONG", message, "DATA"))
                 return layout, place, total
-        place = ranges[-1]
-        need = replace(_packings(layout)[0], events=total).nbytes if total is not None else place.length
-        have = max(0, available - place.begin)
-        if place.begin + need > available:
-            complete = int(have * 8 // layout.event_bits)
-            stated = f"{total:,}" if total is not None else "unknown"
-            raise FcsError(
-                f"DATA is cut off: {need:,} bytes expected from byte {place.begin:,}, {have:,} in the file"
-                f" ({complete:,} of {stated} events)",
-                source=source,
-                where=f"byte {header.base + place.begin:,}",
-                hint="copy or export the file again; a part of a tube is not analysed as the whole",
-            )
+        _refuse_cut(ranges[-1], layout, total, available, header, source)
         raise FcsError(
             f"DATA cannot be where it is said to be ({'; '.join(map(str, ranges))}; file {available:,} bytes)",
             source=source,
@@ -617,12 +605,31 @@ def _count_from_bytes(
                 )
             return option, place, counted
     place = usable[-1]
+    _refuse_cut(place, layout, total, available, header, source)
     stated = f"$TOT {total:,}" if total is not None else "a whole number of"
     raise FcsError(
         f"DATA has {place.length:,} bytes, which is not {stated} events of {layout.event_bits / 8:g} bytes",
         source=source,
         where="DATA",
         hint="a channel was lost or the file is damaged; export it again",
+    )
+
+
+def _refuse_cut(
+    place: _Range, layout: DataLayout, total: int | None, available: int, header: Header, source: str
+) -> None:
+    """Raise where the events that `$TOT` promises would reach beyond the end of the file."""
+    need = place.length if total is None else replace(_packings(layout)[0], events=total).nbytes
+    have = max(0, available - place.begin)
+    if need <= have:
+        return
+    complete = have * 8 // layout.event_bits
+    of = "" if total is None else f" ({complete:,} of {total:,} events)"
+    raise FcsError(
+        f"DATA is cut off: {need:,} bytes expected from byte {place.begin:,}, {have:,} in the file{of}",
+        source=source,
+        where=f"byte {header.base + place.begin:,}",
+        hint="copy or export the file again; a part of a tube is not analysed as the whole",
     )
 
 

@@ -218,7 +218,7 @@ def read_dfc(keywords: Mapping[str, str], channels: Sequence[Channel], findings:
         match = _DFC.fullmatch(key)
         value = to_real(text.replace(",", ".")) if match else None
         if match and value is not None:
-            entries[int(match[1]), int(match[2])] = value / 100.0
+            entries[int(match[1]), int(match[2])] = round(value / 100.0, 12)  # 11.2 % is 0.112, not 0.11199999999999999
     if not entries:
         return None
     found = [(number, c) for c in channels if (number := detector_number(c.pnn)) is not None]
