@@ -20,6 +20,7 @@ from flowmrd.gating.template import ROOT, GatingTemplate, Population
 from flowmrd.records import BINS, Axis, GateShape, PlotPanel
 
 ELLIPSE_POINTS = 72
+OPEN = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +194,11 @@ def _shape(template: GatingTemplate, result: GatingResult, name: str, view: _Vie
     )
 
 
+def _box(x: tuple[float, float], y: tuple[float, float]) -> NDArray[np.float64]:
+    """Return the four corners of a rectangle; infinite sides stay infinite."""
+    return np.array([[x[0], x[1], x[1], x[0]], [y[0], y[0], y[1], y[1]]])
+
+
 def _outline(placed: Placed, x: str, y: str) -> tuple[str, NDArray[np.float64]]:
     """Return kind and outline of a gate as seen on two markers; a gate on other markers is not drawn."""
     none = np.empty((2, 0))
@@ -200,12 +206,11 @@ def _outline(placed: Placed, x: str, y: str) -> tuple[str, NDArray[np.float64]]:
         case Rectangle(markers=markers, low=low, high=high):
             sides = {marker: (a, b) for marker, a, b in zip(markers, low, high, strict=True)}
             if x in sides and y in sides:
-                (x0, x1), (y0, y1) = sides[x], sides[y]
-                return "rectangle", np.array([[x0, x1, x1, x0], [y0, y0, y1, y1]])
+                return "rectangle", _box(sides[x], sides[y])
             if x in sides:
-                return "interval-x", np.array([list(sides[x]), [-math.inf, math.inf]])
+                return "interval-x", _box(sides[x], OPEN)
             if y in sides:
-                return "interval-y", np.array([[-math.inf, math.inf], list(sides[y])])
+                return "interval-y", _box(OPEN, sides[y])
             return "boolean", none
         case Polygon(markers=(first, second), vertices=vertices):
             corners = np.array(vertices).T
@@ -219,8 +224,7 @@ def _outline(placed: Placed, x: str, y: str) -> tuple[str, NDArray[np.float64]]:
             return "ellipse", outline if markers == (x, y) else outline[::-1]
         case Intervals(marker=marker, ranges=ranges) if marker in (x, y):
             # Kept stretches as one path of rectangles would hide the gaps; the drawn outline is their outer ends.
-            ends = [ranges[0][0], ranges[-1][1]] if ranges else [0.0, 0.0]
-            open_side = [-math.inf, math.inf]
-            return ("interval-x", np.array([ends, open_side])) if marker == x else ("interval-y", np.array([open_side, ends]))
+            ends = (ranges[0][0], ranges[-1][1]) if ranges else (0.0, 0.0)
+            return ("interval-x", _box(ends, OPEN)) if marker == x else ("interval-y", _box(OPEN, ends))
         case Boolean() | _:
             return "boolean", none
