@@ -1,7 +1,7 @@
 """Run the pipeline over many acquisitions: one process or a pool, resumed from what the run folder already holds.
 
 Results go to the run folder as each acquisition ends (temporary name, then rename), so an interrupted run loses nothing.
-The tables and the report are built from the kept results in manifest order; the number of workers cannot show in them.
+The tables are built from the kept results in manifest order; the number of workers cannot show in them.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """How a run ended: per acquisition, and where the report lies."""
+    """How a run ended: per acquisition, the kept results in manifest order, and the content of `run.json`."""
 
     done: tuple[Done, ...]
-    report: Path | None
+    results: StoredResults
+    record: Mapping[str, object]
 
 
 def run(
@@ -62,12 +63,10 @@ def run(
     settings: Settings,
     jobs: int = 1,
     resume: bool = False,
-    report: bool = True,
-    single_file: bool = False,
     manifest_sha256: str = "",
     on_done: Callable[[Done], None] = lambda _done: None,
 ) -> RunOutcome:
-    """Analyse all acquisitions, write the tables, `run.json` and the report.
+    """Analyse all acquisitions, write the tables and `run.json`.
 
     Parameters
     ----------
@@ -92,12 +91,7 @@ def run(
     write_tables(table_rows(results), out)
     record = run_record(results, templates, settings, manifest_sha256)
     write_json(record, out / "run.json")
-    page = None
-    if report:
-        from flowmrd.reporting.report import render_report
-
-        page = render_report(results, record, out / "report", single_file=single_file)
-    return RunOutcome(done=tuple(finished[one.name] for one in acquisitions), report=page)
+    return RunOutcome(done=tuple(finished[one.name] for one in acquisitions), results=results, record=record)
 
 
 _Work = tuple[Acquisition, GatingTemplate, Settings, Path, Path, bool]

@@ -115,18 +115,21 @@ def execute(
             settings=settings,
             jobs=options["jobs"],
             resume=options["resume"],
-            report=options["report"],
-            single_file=options["single_file"],
             manifest_sha256=manifest_sha256,
             on_done=progress.step,
         )
+    page = None
+    if options["report"]:
+        from flowmrd.reporting.report import render_report
+
+        page = render_report(outcome.results, outcome.record, out / "report", single_file=options["single_file"])
     failed = [done for done in outcome.done if done.failed]
     qc_failed = [done for done in outcome.done if done.qc == "FAIL"]
     for done in failed:
         click.echo(f"not assessed: {done.name}: {done.summary}", err=True)
     click.echo(f"{len(outcome.done) - len(failed)} of {len(outcome.done)} acquisitions assessed; results in {out}")
-    if outcome.report is not None:
-        click.echo(f"report: {outcome.report}")
+    if page is not None:
+        click.echo(f"report: {page}")
     if failed:
         sys.exit(EXIT_SOME_FAILED)
     if qc_failed and options["fail_on_qc"]:
