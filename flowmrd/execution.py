@@ -1,6 +1,6 @@
 """Run the pipeline over many acquisitions: one process or a pool, resumed from what the run folder already holds.
 
-Results go to the run folder as each acquisition ends (temporary name, then rename), so an interrupted run loses nothing.
+Results go to the run folder as each acquisition ends (temporary name, then rename): an interrupted run loses nothing.
 The tables are built from the kept results in manifest order; the number of workers cannot show in them.
 """
 
@@ -103,7 +103,9 @@ def _each(todo: Sequence[_Work], jobs: int) -> Iterator[Done]:
             yield _one(work)
         return
     # A fresh interpreter per worker: threads of numpy and polars do not survive a fork.
-    with ProcessPoolExecutor(max_workers=min(jobs, len(todo)), mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(
+        max_workers=min(jobs, len(todo)), mp_context=get_context("spawn"), initializer=_start_worker
+    ) as pool:
         waiting = iter(todo)
         running: set[Future[Done]] = set()
         for work in waiting:
@@ -147,9 +149,7 @@ def _one(work: _Work) -> Done:
         analysis = analyse(acquisition, template, settings)
     if settings.membership and analysis.gating is not None:
         gating = analysis.gating
-        write_membership(
-            {row.name: gating.memberships.mask(row.name) for row in template.population}, member_path
-        )
+        write_membership({row.name: gating.memberships.mask(row.name) for row in template.population}, member_path)
     result = analysis.result
     write_result(result, place, key=key or "")
     return Done(
@@ -168,8 +168,8 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
 
     try:
         digests = [file_sha256(acquisition.path)]
-        for matrix in {acquisition.matrix, settings.matrix} - {None, "file", "none"}:
-            digests.append(hashlib.sha256(Path(str(matrix)).read_bytes()).hexdigest())
+        matrices = sorted({str(acquisition.matrix), settings.matrix} - {"None", "file", "none"})
+        digests.extend(hashlib.sha256(Path(matrix).read_bytes()).hexdigest() for matrix in matrices)
     except (OSError, ValueError):
         return None
     text = json.dumps(

@@ -129,9 +129,7 @@ def _views(template: GatingTemplate, markers: Sequence[str]) -> list[_View]:
             order.append(key)
             rows[key] = []
             purposes[key] = plot.purpose
-    return [
-        _View(parent=key[0], x=key[1], y=key[2], rows=tuple(rows[key]), purpose=purposes[key]) for key in order
-    ]
+    return [_View(parent=key[0], x=key[1], y=key[2], rows=tuple(rows[key]), purpose=purposes[key]) for key in order]
 
 
 def _plot_axes(template: GatingTemplate, row: Population, known: set[str]) -> tuple[str, str] | None:
@@ -158,9 +156,7 @@ def _axes(source: EventSource, template: GatingTemplate, markers: set[str]) -> d
         if spec.role is Role.TIME:
             low, high = _extent(source, spec.marker)
         channel = source.panel.channels[spec.marker]
-        axes[spec.marker] = Axis(
-            marker=spec.marker, channel=channel.pnn, transform=_params(transform), lo=low, hi=high
-        )
+        axes[spec.marker] = Axis(marker=spec.marker, channel=channel.pnn, transform=_params(transform), lo=low, hi=high)
     return axes
 
 

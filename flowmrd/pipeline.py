@@ -81,7 +81,10 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         fcs, panel, template.channel, spillover=spillover, state=settings.state, scaled_range=settings.scaled_range
     )
     overrides = {
-        one.population: (gate_from_json(one.gate), " ".join(filter(None, (f"by {one.by}", one.source and f"on {one.source}"))))
+        one.population: (
+            gate_from_json(one.gate),
+            " ".join(filter(None, (f"by {one.by}", one.source and f"on {one.source}"))),
+        )
         for one in template.override
         if one.subject == acquisition.subject
     }
@@ -103,12 +106,14 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
             quality.lower_time_failures(
                 findings,
                 kept_share=float(np.mean(time.kept)) if time.kept.size else 1.0,
-                denominator_events=int(np.count_nonzero(gating.memberships.mask(template.quality.denominator) & time.kept)),
+                denominator_events=int(
+                    np.count_nonzero(gating.memberships.mask(template.quality.denominator) & time.kept)
+                ),
                 limits=quality.load_limits(),
             )
         )
     verdict = quality.overall(findings)
-    measured = [_measure(acquisition, one, gating, template, source, verdict) for one in template.measurement]
+    measured = [_measure(acquisition, one, gating, source, verdict) for one in template.measurement]
     for _, _, extra in measured:
         findings.extend(extra)
     result = AcquisitionResult(
@@ -162,7 +167,11 @@ def _compensation(
             )
             return None, "none applied: the file carries no usable matrix", (finding,)
         digest = matrix_digest(fcs.spillover)
-        return fcs.spillover, f"{fcs.spillover.source} of the file, {len(fcs.spillover.channels)} channels, SHA-256 {digest[:12]}", ()
+        return (
+            fcs.spillover,
+            f"{fcs.spillover.source} of the file, {len(fcs.spillover.channels)} channels, SHA-256 {digest[:12]}",
+            (),
+        )
     spillover = read_matrix_file(Path(wanted))
     findings = check_spillover(spillover, fcs.channels)
     known = {channel.pnn for channel in fcs.channels}
@@ -173,7 +182,11 @@ def _compensation(
             f"the file has {', '.join(sorted(known))}"
         )
     digest = matrix_digest(spillover)
-    return spillover, f"matrix file {Path(wanted).name}, {len(spillover.channels)} channels, SHA-256 {digest[:12]}", findings
+    return (
+        spillover,
+        f"matrix file {Path(wanted).name}, {len(spillover.channels)} channels, SHA-256 {digest[:12]}",
+        findings,
+    )
 
 
 def _scaled_blocks(source: EventSource, markers: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -301,7 +314,6 @@ def _measure(
     acquisition: Acquisition,
     one: Measurement,
     gating: GatingResult,
-    template: GatingTemplate,
     source: EventSource,
     verdict: str,
 ) -> tuple[MeasurementRow, str, tuple[QcFinding, ...]]:
@@ -322,7 +334,12 @@ def _measure(
     )
     negative = str(result.mrd_neg_1e4)
     findings = [
-        QcFinding(level=Level.INFO, code=flag, message=f"{one.analyte}: {flag.replace('_', ' ').lower()}.", where=one.numerator)
+        QcFinding(
+            level=Level.INFO,
+            code=flag,
+            message=f"{one.analyte}: {flag.replace('_', ' ').lower()}.",
+            where=one.numerator,
+        )
         for flag in result.flags
     ]
     target = one.therapy_target
@@ -335,7 +352,7 @@ def _measure(
         findings.append(QcFinding(level=level, code=f"{target}_GATED_ONLY", message=text, where=one.numerator))
         if stated is None and negative == "Y":
             negative = "NE"
-            text = f"Whether therapy directed at {target} was given is not stated, so this tube does not prove a result below the line."
+            text = f"Whether therapy directed at {target} was given is not stated, so a low result is not proved."
             findings.append(QcFinding(level=Level.INFO, code="THERAPY_NOT_STATED", message=text, where=one.numerator))
     call = result.call
     if verdict == "FAIL" and call is Call.NOT_DETECTED and result.category is not Category.UNDETECTED_INSUFFICIENT:
@@ -404,7 +421,11 @@ def _placed_rows(gating: GatingResult, template: GatingTemplate) -> tuple[Placed
 
 def _failed(acquisition: Acquisition, template: GatingTemplate, sha256: str, error: Exception) -> AcquisitionResult:
     """Return the record of a file that could not be assessed: no number, not evaluable, and why."""
-    code = "FILE_REFUSED" if isinstance(error, FcsError) else type(error).__name__.removesuffix("Error").upper() + "_FAILED"
+    code = (
+        "FILE_REFUSED"
+        if isinstance(error, FcsError)
+        else type(error).__name__.removesuffix("Error").upper() + "_FAILED"
+    )
     if isinstance(error, OSError) and not isinstance(error, InputError):
         message, where = f"{Path(acquisition.path).name} cannot be read: {error.strerror or error}", ""
     else:

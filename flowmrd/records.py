@@ -42,8 +42,8 @@ class Axis:
 class GateShape:
     """One drawn gate with its counts.
 
-    `kind` is interval-x, interval-y, rectangle, polygon, ellipse or quadrant. `outline` (2, n) are the vertices in scaled
-    units, closed implicitly; for intervals, quadrants and open rectangles infinite sides are kept as ±inf and the plot
+    `kind` is interval-x, interval-y, rectangle, polygon, ellipse or quadrant. `outline` (2, n) are the vertices in
+    scaled units, closed implicitly; for intervals, quadrants and open rectangles infinite sides are kept as ±inf and the plot
     clips them. Gates without a drawable shape (boolean, members) have an empty outline.
     """
 
@@ -175,20 +175,20 @@ class AcquisitionResult:
     file_name: str
     file_sha256: str
     events: int
-    qc: str                                   # PASS | WARN | FAIL
-    compensation: str                         # where the matrix came from, in words
+    qc: str  # PASS | WARN | FAIL
+    compensation: str  # where the matrix came from, in words
     populations: tuple[PopulationRow, ...]
     gates: tuple[PlacedGate, ...]
     measurements: tuple[MeasurementRow, ...]
-    wording: tuple[str, ...]                  # one sentence per measurement row, of domain 3.4
+    wording: tuple[str, ...]  # one sentence per measurement row, of domain 3.4
     findings: tuple[QcFinding, ...]
     panels: tuple[PlotPanel, ...]
     time: TimeSeries | None
     margins: tuple[MarginCount, ...]
-    markers: Mapping[str, str]                # marker -> channel (pnn)
+    markers: Mapping[str, str]  # marker -> channel (pnn)
 
 
-# ------------------------------------------------------------------------------------------------ tables and the run folder
+# ------------------------------------------------------------------------------------------ tables and the run folder
 
 SCHEMA_VERSION = 1
 
@@ -266,12 +266,14 @@ def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[obj
 
 
 def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path) -> None:
-    """Write each table as CSV (UTF-8, fixed header, nothing between the commas where a value is missing) and Parquet."""
+    """Write each table as CSV (UTF-8, fixed header, nothing between commas where a value is missing) and Parquet."""
     import polars as pl
 
     for name, schema in SCHEMAS.items():
         frame = pl.DataFrame(
-            [tuple(None if value == "" else value for value in row) for row in rows[name]], schema={column: getattr(pl, kind) for column, kind in schema.items()}, orient="row"
+            [tuple(None if value == "" else value for value in row) for row in rows[name]],
+            schema={column: getattr(pl, kind) for column, kind in schema.items()},
+            orient="row",
         )
         with written(folder / f"{name}.csv") as temporary:
             frame.write_csv(temporary)
@@ -296,7 +298,7 @@ def written(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -359,12 +361,13 @@ def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
         for name in ("seconds", "rate", "medians", "flagged"):
             arrays[f"time_{name}"] = getattr(result.time, name)
         time = {"channels": list(result.time.channels), "time_source": result.time.time_source}
-    document = {
-        f.name: _plain(getattr(result, f.name)) for f in fields(result) if f.name not in {"panels", "time"}
-    }
+    document = {f.name: _plain(getattr(result, f.name)) for f in fields(result) if f.name not in {"panels", "time"}}
     with written(folder / "arrays.npz") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    write_json({"schema": SCHEMA_VERSION, "key": key, "result": {**document, "panels": panels, "time": time}}, folder / "result.json")
+    write_json(
+        {"schema": SCHEMA_VERSION, "key": key, "result": {**document, "panels": panels, "time": time}},
+        folder / "result.json",
+    )
 
 
 def stored_key(folder: Path) -> str | None:

@@ -15,8 +15,8 @@ from flowmrd.errors import PluginError
 def discover(package: ModuleType, attribute: str) -> Mapping[str, Any]:
     """Collect the plugins that a package's modules offer.
 
-    Each module may hold `attribute`, a tuple of plugins with a `name`, and `REQUIRES`, optional packages it needs; a module
-    whose packages are absent is left out (see `unavailable`).
+    Each module may hold `attribute`, a tuple of plugins with a `name`, and `REQUIRES`, optional packages it needs; a
+    module whose packages are absent is left out.
 
     Raises
     ------

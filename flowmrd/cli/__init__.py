@@ -31,10 +31,12 @@ EXIT_INTERNAL, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_QC, EXIT_NOTHING, EXIT_INTERRU
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is asked for (start-up under 0.3 s)."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """Return all command names."""
         return sorted(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of one command."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"flowmrd.cli.{COMMANDS[cmd_name]}")
@@ -42,6 +44,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above, importing none of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
 
@@ -73,8 +76,8 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USAGE)
     except ExceptionGroup as group:
-        for error in group.exceptions:
-            click.echo(f"error: {error}", err=True)
+        for fault in group.exceptions:
+            click.echo(f"error: {fault}", err=True)
         sys.exit(EXIT_USAGE)
     except FlowmrdError as error:
         click.echo(f"error: {error}", err=True)

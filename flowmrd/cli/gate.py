@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flowmrd.cli.options import execute, settings_options, settings_from
+from flowmrd.cli.options import execute, settings_from, settings_options
 
 
 @click.command(name="gate", short_help="Gate FCS files by a template, without clinical context.")
@@ -22,7 +22,8 @@ def command(files: tuple[Path, ...], template: str, out: Path, **options: object
     for path in files:
         if path.stem in stems:
             raise click.UsageError(
-                f"two files have the name {path.stem!r}: {stems[path.stem]} and {path}; their results would overwrite each other"
+                f"two files have the name {path.stem!r}: {stems[path.stem]} and {path}; "
+                "their results would overwrite each other"
             )
         stems[path.stem] = path
     acquisitions = [Acquisition(name=path.stem, path=str(path), tube=template) for path in files]

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class Range(click.ParamType):
+class Range(click.ParamType[tuple[float, float]]):
     """Two numbers, LOW,HIGH."""
 
     name = "LOW,HIGH"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Read LOW,HIGH."""
         if isinstance(value, tuple):
             return value
         try:
@@ -41,8 +42,12 @@ def settings_options(command: _F) -> _F:
     """Add the options that both commands know."""
     for option in reversed(
         (
-            click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."),
-            click.option("--membership", is_flag=True, help="Write each event's membership (Parquet, one column a population)."),
+            click.option(
+                "--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."
+            ),
+            click.option(
+                "--membership", is_flag=True, help="Write each event's membership (Parquet, one column a population)."
+            ),
             click.option(
                 "--matrix",
                 default="file",
@@ -56,7 +61,9 @@ def settings_options(command: _F) -> _F:
                 show_default=True,
                 help="What the values are; data already on a display scale must be declared `scaled`.",
             ),
-            click.option("--scaled-range", type=Range(), help="Range of scaled data that spans the display, e.g. 0,10000."),
+            click.option(
+                "--scaled-range", type=Range(), help="Range of scaled data that spans the display, e.g. 0,10000."
+            ),
             click.option("--dataset", type=click.IntRange(1), help="Data set to read in files that hold several."),
             click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the run."),
             click.option(
@@ -145,7 +152,7 @@ class _Progress:
         self.started = time.monotonic()
         self.bar: Any = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -173,4 +180,6 @@ class _Progress:
             self.bar.update(self.task, advance=1, description=done.name, rate=f"{self.count / seconds * 60:.1f}/min")
             return
         state = "kept" if done.reused else "failed" if done.failed else done.qc
-        click.echo(f"[{self.count}/{self.total}] {done.name}: {state}, {done.events:,} events; {done.summary}", err=True)
+        click.echo(
+            f"[{self.count}/{self.total}] {done.name}: {state}, {done.events:,} events; {done.summary}", err=True
+        )

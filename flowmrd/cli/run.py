@@ -12,12 +12,13 @@ from flowmrd.cli.options import execute, settings_from, settings_options
 if TYPE_CHECKING:
     from flowmrd.documents.manifest import Manifest, ManifestRow
     from flowmrd.pipeline import Acquisition
-    from flowmrd.settings import Settings
 
 
 @click.command(name="run", short_help="Run a manifest: gate, measure, report.")
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write.")
+@click.option(
+    "--out", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write."
+)
 @click.option("--dry-run", is_flag=True, help="Check the manifest and templates, say what would be done, and stop.")
 @settings_options
 def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None:
@@ -34,7 +35,7 @@ def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None
     read = load_manifest(manifest, known_tubes=tuple(template_paths(folder)))
     for tube in sorted({row.tube for row in read.rows}):
         find_template(tube, folder)
-    acquisitions = [_acquisition(row, read, settings) for row in read.rows]
+    acquisitions = [_acquisition(row, read) for row in read.rows]
     if dry_run:
         for one in acquisitions:
             click.echo(f"{one.name}: {one.subject} {one.visit}, {one.tube}, {Path(one.path).name}")
@@ -42,7 +43,7 @@ def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None
     execute(acquisitions, out, settings, options, manifest_sha256=read.digest)
 
 
-def _acquisition(row: ManifestRow, manifest: Manifest, settings: Settings) -> Acquisition:
+def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
     """Turn a manifest row into a line of work; the row's matrix comes before the command line's."""
     from flowmrd.documents.manifest import Answer
     from flowmrd.pipeline import Acquisition

@@ -73,9 +73,11 @@ def check(names: tuple[str, ...], templates: Path | None) -> None:
             click.echo(f"error: {error}", err=True)
         except ExceptionGroup as group:
             bad = True
-            for error in group.exceptions:
-                click.echo(f"error: {error}", err=True)
+            for fault in group.exceptions:
+                click.echo(f"error: {fault}", err=True)
         else:
-            click.echo(f"{template.template.id} {template.template.version}: ok, {len(template.population)} populations")
+            click.echo(
+                f"{template.template.id} {template.template.version}: ok, {len(template.population)} populations"
+            )
     if bad:
         sys.exit(EXIT_USAGE)

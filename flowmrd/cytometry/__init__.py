@@ -1,0 +1,1 @@
+"""Markers, compensation, display scales and acquisition checks."""

@@ -1,8 +1,8 @@
 """From channels to markers, and from raw to scaled events, block by block.
 
-A tube's panel names markers; a file names detectors and whatever the operator typed. `resolve_panel` joins the two or says
-why it cannot. `EventSource` then delivers compensated, scaled values of named markers in blocks that stay in cache, from
-memory or from disk, so that a file of any size needs little more memory than its memberships.
+A tube's panel names markers; a file names detectors and whatever the operator typed. `resolve_panel` joins the two or
+says why it cannot. `EventSource` then delivers compensated, scaled values of named markers in blocks that stay in cache,
+from memory or from disk, so that a file of any size needs little more memory than its memberships.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Role(StrEnum):
 
 
 class DataState(StrEnum):
-    """What the file's values are: `raw` detector values, `compensated` linear values, or already `scaled` for display."""
+    """What the values are: `raw` detector values, `compensated` linear values, or already `scaled` for display."""
 
     RAW = "raw"
     COMPENSATED = "compensated"
@@ -83,7 +83,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 def _alias_score(alias: str, label: str) -> int:
-    """Return how well a label names an alias: 4 the same, 3 with dyes beside it, 2 one antibody of several, 0 not at all."""
+    """Return how well a label names an alias: 4 the same, 3 beside dyes, 2 one antibody of several, 0 not at all."""
     want, have = _tokens(alias), _tokens(label)
     if not want or not have:
         return 0
@@ -107,7 +107,9 @@ def _score(spec: MarkerSpec, channel: Channel) -> int:
             best = max(best, 2 * stain, 2 * detector - 1)
         else:
             same = any(
-                "".join(_tokens(alias)) == "".join(_tokens(label)) for label in (channel.pnn, channel.pns) if label.strip()
+                "".join(_tokens(alias)) == "".join(_tokens(label))
+                for label in (channel.pnn, channel.pns)
+                if label.strip()
             )
             best = max(best, 8 if same else 0)
     return best
@@ -168,7 +170,9 @@ def resolve_panel(specs: Sequence[MarkerSpec], channels: Sequence[Channel], *, t
     return Panel(channels=chosen, missing=tuple(missing), findings=tuple(findings))
 
 
-def scale_of(spec: MarkerSpec, channel: Channel, *, state: DataState, scaled_range: tuple[float, float] | None) -> Transform:
+def scale_of(
+    spec: MarkerSpec, channel: Channel, *, state: DataState, scaled_range: tuple[float, float] | None
+) -> Transform:
     """Build the display scale of one marker on one channel.
 
     Data declared as `scaled` are only mapped to 0…1 by `scaled_range` (default 0 … $PnR).
@@ -195,7 +199,17 @@ class EventSource:
     state : what the values are
     """
 
-    __slots__ = ("_channel_index", "_fcs", "_inputs", "_weights", "event_count", "panel", "spillover", "state", "transforms")
+    __slots__ = (
+        "_channel_index",
+        "_fcs",
+        "_inputs",
+        "_weights",
+        "event_count",
+        "panel",
+        "spillover",
+        "state",
+        "transforms",
+    )
 
     def __init__(
         self,
@@ -269,7 +283,9 @@ class Block:
 
     __slots__ = ("_cache", "_linear", "_transforms", "size")
 
-    def __init__(self, linear: Mapping[str, NDArray[np.float64]], transforms: Mapping[str, Transform], size: int) -> None:
+    def __init__(
+        self, linear: Mapping[str, NDArray[np.float64]], transforms: Mapping[str, Transform], size: int
+    ) -> None:
         self._linear = linear
         self._transforms = transforms
         self._cache: dict[tuple[str, int], NDArray[np.float64]] = {}
@@ -280,7 +296,7 @@ class Block:
         return self._linear[marker]
 
     def scaled(self, marker: str, rows: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
-        """Scaled values of `rows` (all rows when `None`); repeated requests for the same rows are answered from a cache."""
+        """Scaled values of `rows` (`None` = all); repeated requests for the same rows are answered from a cache."""
         whole = self._cache.get((marker, 0))
         if rows is None:
             if whole is None:

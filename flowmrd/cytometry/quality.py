@@ -598,7 +598,7 @@ def _check_rate(clock: _Clock, limits: RateLimits) -> list[QcFinding]:
         low = int(index[0])
         found = np.bincount(index - low)
         counts[low : low + found.size] += found
-        step = np.diff(part)
+        step = np.diff(part) - clock.resolution  # two ticks in a row may lie next to each other
         gaps.extend(step[step >= limits.clog_seconds].tolist())
     counts = counts[:-1] if counts.size > 1 else counts  # the last bin is rarely a whole one
     per_second = float(np.median(counts[counts > 0])) / width if counts.any() else events / length
@@ -665,20 +665,21 @@ def _bin_medians(
     if current < bins:
         raise ValueError(f"blocks: expected {int(edges[-1])} events; got {int(edges[current]) + filled}")
     # The log scale has -inf below its range; a median there is as low as can be drawn.
-    return tuple(np.nan_to_num(found, nan=0.0, posinf=2.0, neginf=-1.0) for found in (medians, spans))  # type: ignore[return-value]
+    for found in (medians, spans):
+        np.nan_to_num(found, copy=False, nan=0.0, posinf=2.0, neginf=-1.0)
+    return medians, spans
 
 
 def _medians(values: NDArray[np.float32], *, z: float) -> tuple[Floats, Floats]:
-    """Row medians and the order statistics around them; `values` is reordered in place."""
+    """Row medians and the order statistics around them; `values` is sorted in place."""
     size = values.shape[1]
     half, reach = size // 2, math.ceil(z * math.sqrt(size) / 2)
-    low, high = max(half - reach, 0), min(half + reach, size - 1)
-    values.partition((low, half, high), axis=1)
+    # Sorting thousands of float32 with vector instructions is faster than partitioning them at three places.
+    values.sort(axis=1)
     middle = values[:, half].astype(np.float64)
     if size % 2 == 0:
-        # After the partition the other middle value is the largest of those between the lower statistic and the middle.
-        middle = (middle + values[:, low:half].max(axis=1)) / 2
-    return middle, values[:, (low, high)].T.astype(np.float64)
+        middle = (middle + values[:, half - 1]) / 2
+    return middle, values[:, (max(half - reach, 0), min(half + reach, size - 1))].T.astype(np.float64)
 
 
 def _check_drift(

@@ -605,7 +605,8 @@ def _count_from_bytes(
                 )
             return option, place, counted
     place = usable[-1]
-    _refuse_cut(place, layout, total, available, header, source)
+    if place.begin + place.length > available:
+        _refuse_cut(place, layout, total, available, header, source)
     stated = f"$TOT {total:,}" if total is not None else "a whole number of"
     raise FcsError(
         f"DATA has {place.length:,} bytes, which is not {stated} events of {layout.event_bits / 8:g} bytes",

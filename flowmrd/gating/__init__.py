@@ -1,0 +1,1 @@
+"""Gating templates, ways of placing gates, and the engine that evaluates them."""

@@ -102,9 +102,7 @@ def apply_template(
     )
 
 
-def apply_gates(
-    source: EventSource, gates: Sequence[tuple[str, str, Gate]]
-) -> tuple[Mapping[str, int], Memberships]:
+def apply_gates(source: EventSource, gates: Sequence[tuple[str, str, Gate]]) -> tuple[Mapping[str, int], Memberships]:
     """Evaluate known gates, given as (name, parent, gate) with parents first, in one pass.
 
     Returns the counts and the memberships.
@@ -177,7 +175,9 @@ def _evaluate_block(
 class _Walk:
     """The state of one placement: what is placed, what is evaluated, what is still to do."""
 
-    def __init__(self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, tuple[Gate, str]]) -> None:
+    def __init__(
+        self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, tuple[Gate, str]]
+    ) -> None:
         self.source = source
         self.template = template
         self.overrides = overrides
@@ -196,7 +196,11 @@ class _Walk:
             self._place_known()
             ready = self._ready()
             reachable = {*self.counts, *(name for name, _, _ in ready), ROOT}
-            wanting = [row for row in self.template.population if row.name not in self.placed and self._collectable(row, reachable)]
+            wanting = [
+                row
+                for row in self.template.population
+                if row.name not in self.placed and self._collectable(row, reachable)
+            ]
             if not ready and not wanting:
                 left = [row.name for row in self.template.population if row.name not in self.counts]
                 raise GatingError(f"populations cannot be placed: {', '.join(left)}")
@@ -309,9 +313,7 @@ class _Walk:
                 here = rows[population]
                 if here.size:
                     parts.append(block.scaled(marker, here).astype(np.float32))
-        return {
-            key: np.concatenate(parts) if parts else np.empty(0, np.float32) for key, parts in wanted.items()
-        }
+        return {key: np.concatenate(parts) if parts else np.empty(0, np.float32) for key, parts in wanted.items()}
 
     # -- placing ----------------------------------------------------------------------------------------------------
 
@@ -404,7 +406,9 @@ class _Walk:
         )
         where = row.name
         if bound_hit:
-            self._note(Level.WARNING, "GATE_BOUND_HIT", f"The gate of {where} met its validated bound: {bound_hit}.", where)
+            self._note(
+                Level.WARNING, "GATE_BOUND_HIT", f"The gate of {where} met its validated bound: {bound_hit}.", where
+            )
         if fallback == "override":
             self._note(Level.INFO, "GATE_OVERRIDDEN", f"The gate of {where} is not the template's: {reason}.", where)
         elif fallback == "whole":
@@ -420,7 +424,7 @@ class _Walk:
             self._note(level, "GATE_FALLBACK", text, where)
 
     def _routine(self, row: Population, reason: str) -> bool:
-        """Say whether markers that this file's panel lacks are the whole reason; a method that found nothing deserves a look."""
+        """Say whether markers that the file lacks are the whole reason; a method that found nothing deserves a look."""
         if row.kind in {"control", "clean_up"}:
             return True
         return all("not in this file" in part or "was not found on this file" in part for part in reason.split("; "))
@@ -438,7 +442,11 @@ def _with_cut(found: Found, gate: Gate) -> Found:
     if "cut" in found.values or not isinstance(gate, Rectangle) or len(gate.markers) != 1:
         return found
     sides = [side for side in (*gate.low, *gate.high) if math.isfinite(side)]
-    return Found(values={**found.values, "cut": sides[0]}, extra=found.extra, note=found.note) if len(sides) == 1 else found
+    return (
+        Found(values={**found.values, "cut": sides[0]}, extra=found.extra, note=found.note)
+        if len(sides) == 1
+        else found
+    )
 
 
 def _bounded(found: Found, choice: Choice) -> tuple[Found, str]:

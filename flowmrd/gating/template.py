@@ -55,8 +55,8 @@ class Choice(_Document):
 class Population(Choice):
     """One row of the gating strategy.
 
-    `otherwise` are tried in order when the row's own channels are missing, its parent has fewer than `min_events` events,
-    or its method finds nothing; `last` says what stands when none of them does.
+    `otherwise` are tried in order when the row's own channels are missing, its parent has fewer than `min_events`
+    events, or its method finds nothing; `last` says what stands when none of them does.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -88,8 +88,8 @@ class Route(_Document):
 class Measurement(_Document):
     """What is reported: numerator and denominator populations and the event rule.
 
-    `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are the
-    ways to the lineage that do without it. With a target and no route in the file, a negative result proves nothing.
+    `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are
+    the ways to the lineage that do without it. With a target and no route in the file, a negative result proves nothing.
     """
 
     analyte: str
@@ -214,7 +214,9 @@ def load_template(path: Path) -> GatingTemplate:
     try:
         template = GatingTemplate.model_validate({**document, "digest": hashlib.sha256(data).hexdigest()})
     except ValidationError as error:
-        raise ExceptionGroup("invalid template", [_located(fault, path.name, document) for fault in error.errors()]) from None
+        raise ExceptionGroup(
+            "invalid template", [_located(fault, path.name, document) for fault in error.errors()]
+        ) from None
     faults = list(_cross_check(template, path.name))
     if faults:
         raise ExceptionGroup("invalid template", faults)
@@ -295,12 +297,16 @@ def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateErro
             name = getattr(measurement, field)
             if name not in names:
                 yield fault(
-                    f"measurement[{number}] ({measurement.analyte}).{field}", f"no population {name!r}", nearest(name, names)
+                    f"measurement[{number}] ({measurement.analyte}).{field}",
+                    f"no population {name!r}",
+                    nearest(name, names),
                 )
     for number, override in enumerate(template.override):
         key = f"override[{number}] ({override.subject})"
         if override.population not in names:
-            yield fault(f"{key}.population", f"no population {override.population!r}", nearest(override.population, names))
+            yield fault(
+                f"{key}.population", f"no population {override.population!r}", nearest(override.population, names)
+            )
         try:
             gate = gate_from_json(override.gate)
         except (GatingError, KeyError, TypeError, ValueError, AssertionError) as error:
@@ -400,6 +406,8 @@ def find_template(name: str, folder: Path | None = None) -> GatingTemplate:
     template = load_template(known[name])
     if template.template.id != name:
         raise TemplateError(
-            f"the file is named {known[name].name} but its id is {template.template.id!r}", source=known[name].name, where="template.id"
+            f"the file is named {known[name].name} but its id is {template.template.id!r}",
+            source=known[name].name,
+            where="template.id",
         )
     return template

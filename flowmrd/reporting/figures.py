@@ -360,7 +360,7 @@ def _target_traces(panel: PlotPanel) -> list[Figure]:
     else:
         keep = np.lexsort((x, y))
     if keep.size:
-        size = 7 if events <= 60 else 5 if events <= 400 else 3.2 if events <= MARKERS_MAX else 2.4
+        size = 7 if events <= 60 else 4.6 if events <= 400 else 3.2 if events <= MARKERS_MAX else 2.4
         traces.append(
             {
                 "type": "scatter",
@@ -373,7 +373,7 @@ def _target_traces(panel: PlotPanel) -> list[Figure]:
                 "marker": {
                     "size": size,
                     "color": theme["target"],
-                    "line": {"width": 0.8 if events <= 400 else 0, "color": theme["targetEdge"]},
+                    "line": {"width": 0.8 if events <= 60 else 0, "color": theme["targetEdge"]},
                 },
             }
         )
@@ -480,7 +480,10 @@ def gate_placements(panel: PlotPanel) -> tuple[Placement, ...]:
         # A label goes with the largest piece.
         outlines.append(max(pieces, key=_box_area, default=np.zeros((2, 0))))
     sizes = [_label_size(gate) for gate in panel.gates]
-    return place_labels(outlines, sizes, _busy(panel), target_bins(panel, _BUSY_BINS) > 0)
+    open_sided = [bool(np.isinf(gate.outline).any()) for gate in panel.gates]
+    return place_labels(
+        outlines, sizes, _busy(panel), target_bins(panel, _BUSY_BINS) > 0, open_sided=open_sided
+    )
 
 
 def _box_area(outline: Floats) -> float:

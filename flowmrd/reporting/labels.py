@@ -33,6 +33,7 @@ _DISTANCE = 2.5  # each plot width between the label and its gate
 _LEADER = 0.6  # so far from the gate that a line must lead to it
 _LEADER_CROSSES = 3.0  # … through another label
 _OUTSIDE = 0.12  # beside the gate rather than in it
+_OUTSIDE_OPEN = 1.5  # … where the gate has no closed outline: the side of the line says which events it holds
 _FOREIGN_GATE = 0.9  # inside another gate but not in its own
 _AMBIGUOUS = 2.0  # beside its gate, but as near to another one
 
@@ -67,7 +68,12 @@ class _Choices:
 
 
 def place_labels(
-    outlines: Sequence[Floats], sizes: Sequence[tuple[float, float]], busy: Floats, precious: NDArray[np.bool_]
+    outlines: Sequence[Floats],
+    sizes: Sequence[tuple[float, float]],
+    busy: Floats,
+    precious: NDArray[np.bool_],
+    *,
+    open_sided: Sequence[bool],
 ) -> tuple[Placement, ...]:
     """Choose a place for each gate's label.
 
@@ -77,6 +83,7 @@ def place_labels(
     sizes : per gate the label's width and height in plot units
     busy : (k, k) density of events, 0 … 1, `busy[iy, ix]`
     precious : (k, k) where events lie that a reader must see
+    open_sided : per gate whether it goes on beyond the plot, so that its label must lie on its own side of the line
 
     Returns
     -------
@@ -91,7 +98,10 @@ def place_labels(
         (_summed(busy > 0), _COVERED, 0.0),
         (_summed(precious), _PRECIOUS, _PRECIOUS),
     )
-    choices = [_choices(i, sizes[i], bounds, edges, outlines, grounds) for i in range(len(outlines))]
+    choices = [
+        _choices(i, sizes[i], bounds, edges, outlines, grounds, _OUTSIDE_OPEN if open_sided[i] else _OUTSIDE)
+        for i in range(len(outlines))
+    ]
     picks = _settle(choices, [(box[2] - box[0]) * (box[3] - box[1]) for box in bounds])
     return tuple(_placement(choice, pick, box) for choice, pick, box in zip(choices, picks, bounds, strict=True))
 
@@ -103,6 +113,7 @@ def _choices(
     edges: Sequence[Floats],
     outlines: Sequence[Floats],
     grounds: Sequence[tuple[Floats, float, float]],
+    outside: float,
 ) -> _Choices:
     """Weigh one label's places by themselves; `grounds` are (summed values, cost of their mean, cost of any)."""
     own = bounds[index]
@@ -111,7 +122,7 @@ def _choices(
     x1, y1 = x0 + size[0], y0 + size[1]
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     inside = _contains(outlines[index], centre_x, centre_y)
-    cost: Floats = np.where(inside, 0.0, _OUTSIDE)
+    cost: Floats = np.where(inside, 0.0, outside)
     for sums, for_mean, for_any in grounds:
         mean = _mean_under(sums, x0, y0, x1, y1)
         cost += for_mean * mean + for_any * (mean > 0)

@@ -524,7 +524,7 @@ def _tree(result: AcquisitionResult, scales: Mapping[str, Axis], target: str) ->
         rows.append(
             {
                 "population": row.population,
-                "depth": min(row.path.strip("/").count("/"), 8),
+                "depth": min(row.path.strip("/").count("/"), 16),
                 "target": bool(target) and row.population == target,
                 "events": format_count(row.events),
                 "share": format_share(row.events, row.parent_events) if row.parent else MISSING,
@@ -561,7 +561,7 @@ def _depth_first(populations: Sequence[PopulationRow]) -> list[PopulationRow]:
 
 
 def _notes(gate: PlacedGate) -> list[str]:
-    """Say what a reader should look at: a bound that held the cut, a method that stood in, a gate that has no events."""
+    """Say what a reader should look at: a bound that held the cut, a method that stood in, a gate not placed."""
     notes = []
     if gate.bound_hit:
         notes.append(f"bound: {gate.bound_hit}")

@@ -17,7 +17,7 @@ from flowmrd.gating.methods.geometric import Number, Values, borrowed, lenders
 # Scaled units from below the negatives' spread to above the top of the scale, 1/1024 of the scale a bin.
 LOW, HIGH, BINS = -0.5, 1.5, 2048
 WIDTH = (HIGH - LOW) / BINS
-CENTRES: NDArray[np.float64] = LOW + WIDTH * (np.arange(BINS) + 0.5)
+CENTRES: NDArray[np.float64] = LOW + WIDTH * (np.arange(BINS, dtype=np.float64) + 0.5)
 
 
 def histogram(values: NDArray[np.float32]) -> NDArray[np.float64]:
