@@ -43,8 +43,8 @@ class GateShape:
     """One drawn gate with its counts.
 
     `kind` is interval-x, interval-y, rectangle, polygon, ellipse or quadrant. `outline` (2, n) are the vertices in
-    scaled units, closed implicitly; for intervals, quadrants and open rectangles infinite sides are kept as ±inf and the plot
-    clips them. Gates without a drawable shape (boolean, members) have an empty outline.
+    scaled units, closed implicitly; for intervals, quadrants and open rectangles infinite sides are kept as ±inf and
+    the plot clips them. Gates without a drawable shape (boolean, members) have an empty outline.
     """
 
     population: str

@@ -1,8 +1,8 @@
 """From channels to markers, and from raw to scaled events, block by block.
 
 A tube's panel names markers; a file names detectors and whatever the operator typed. `resolve_panel` joins the two or
-says why it cannot. `EventSource` then delivers compensated, scaled values of named markers in blocks that stay in cache,
-from memory or from disk, so that a file of any size needs little more memory than its memberships.
+says why it cannot. `EventSource` then delivers compensated, scaled values of named markers in blocks that stay in
+cache, from memory or from disk, so that a file of any size needs little more memory than its memberships.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ class DriftLimits(_Section):
     mad_floor_range: float
     removed_warn: float
     removed_fail: float
+    quantiles: tuple[float, ...]
     sign_test_z: float
     trend_decades_fail: float
     trend_min_bins: int
@@ -396,9 +397,9 @@ class TimeQuality:
 
     `seconds` (b,) middle of each bin: seconds since the start, or the event index where no clock can be trusted.
     `rate` (b,) events per second, NaN without a clock. `medians` (b, k) of each of `channels` in scaled units.
-    `edges` (b + 1,) first event of each bin and the end. `flagged` (b,) bins whose median left the MAD band in some
-    channel. `kept` (n,) per event: false in a flagged bin; all true where the order of events is not known to be that
-    of acquisition, because then a bin is no stretch of time.
+    `edges` (b + 1,) first event of each bin and the end. `flagged` (b,) bins whose median or quartile left the MAD
+    band in some channel. `kept` (n,) per event: false in a flagged bin; all true where the order of events is not
+    known to be that of acquisition, because then a bin is no stretch of time.
     `time_source` says in words what the time axis is.
     """
 
@@ -453,9 +454,10 @@ def time_quality(
     names = tuple(scales)
     clock = _read_clock(seconds, event_count=event_count, in_seconds=in_seconds, limits=limits.time)
     findings = list(clock.findings)
-    bins = min(limits.drift.max_bins, event_count // limits.drift.min_bin_events)
-    edges = np.linspace(0, event_count, max(bins, 0) + 1).astype(np.int64)
-    medians, spans = _bin_medians(blocks, edges, len(names), z=limits.drift.sign_test_z)
+    bins = min(limits.drift.max_bins, max(event_count // limits.drift.min_bin_events, 1)) if event_count else 0
+    edges = np.linspace(0, event_count, bins + 1).astype(np.int64)
+    levels, spans = _bin_quantiles(blocks, edges, len(names), limits=limits.drift)
+    medians = levels[limits.drift.quantiles.index(0.5)]
     middle = (edges[:-1] + edges[1:]) // 2
     rate = np.full(edges.size - 1, math.nan)
     if clock.times is None:
@@ -467,7 +469,7 @@ def time_quality(
             rate = np.diff(edges) / np.maximum(np.diff(starts), clock.resolution)
             findings.extend(_check_rate(clock, limits.rate))
     flagged, drift = _check_drift(
-        medians, spans, edges, scales, gating=gating, ordered=clock.times is not None, limits=limits.drift
+        levels, spans, medians, edges, scales, gating=gating, ordered=clock.times is not None, limits=limits.drift
     )
     kept = np.ones(event_count, np.bool_)
     if clock.times is not None:
@@ -638,53 +640,53 @@ def _clog_finding(clogs: Sequence[float], limits: RateLimits) -> QcFinding:
     return _finding(verdict, "CLOGS", text, "Time")
 
 
-def _bin_medians(
-    blocks: Blocks, edges: NDArray[np.int64], channels: int, *, z: float
-) -> tuple[Floats, NDArray[np.float64]]:
-    """Return the medians (b, k) and the interval (2, b, k) in which a sign test of `z` would not tell them from another.
+def _bin_quantiles(
+    blocks: Blocks, edges: NDArray[np.int64], channels: int, *, limits: DriftLimits
+) -> tuple[Floats, Floats]:
+    """Return quantiles (q, b, k) of each bin and channel, and their spans (2, q, b, k).
 
-    The interval reaches from one order statistic to another, √m · z / 2 ranks below and above the middle of m events.
+    A span reaches from one order statistic to another, `z` standard errors of the rank below and above: a sign test
+    would not tell the quantile from a value inside.
     """
-    bins = max(edges.size - 1, 0)
-    medians, spans = np.empty((bins, channels)), np.empty((2, bins, channels))
-    widest = int(np.diff(edges).max()) if bins else 0
-    buffer = np.empty((channels, widest), np.float32)  # a median needs no more than the seven digits of a scaled value
+    widths = np.diff(edges)
+    bins, widest = widths.size, int(widths.max()) if widths.size else 0
+    # Order statistics of each bin: below and above each quantile's rank, then the two ends of its span.
+    shares = np.array(limits.quantiles)[:, None]
+    rank = shares * (widths - 1)
+    below = np.floor(rank).astype(np.int64)
+    reach = np.ceil(limits.sign_test_z * np.sqrt(widths * shares * (1 - shares))).astype(np.int64)
+    wanted = np.stack([below, np.ceil(rank).astype(np.int64), np.maximum(below - reach, 0), below + reach])
+    np.minimum(wanted, widths - 1, out=wanted)
+    found = np.empty((4, shares.size, bins, channels))
+    # A quantile needs no more than the seven digits of a scaled value.
+    buffer = np.empty((channels, widest), np.float32)
     current, filled = 0, 0
     for start, values in blocks:
         done, size = 0, values.shape[1]
         if current < bins and start != int(edges[current]) + filled:
             raise ValueError(f"blocks: expected events from {int(edges[current]) + filled}; got a block at {start}")
         while done < size and current < bins:
-            width = int(edges[current + 1] - edges[current])
+            width = int(widths[current])
             take = min(size - done, width - filled)
             buffer[:, filled : filled + take] = values[:, done : done + take]
             filled, done = filled + take, done + take
             if filled == width:
-                medians[current], spans[:, current] = _medians(buffer[:, :width], z=z)
+                # Sorting thousands of float32 by vector instructions is faster than partitioning them at many places.
+                part = buffer[:, :width]
+                part.sort(axis=1)
+                found[:, :, current] = np.moveaxis(part[:, wanted[:, :, current]], 0, -1)
                 current, filled = current + 1, 0
     if current < bins:
         raise ValueError(f"blocks: expected {int(edges[-1])} events; got {int(edges[current]) + filled}")
-    # The log scale has -inf below its range; a median there is as low as can be drawn.
-    for found in (medians, spans):
-        np.nan_to_num(found, copy=False, nan=0.0, posinf=2.0, neginf=-1.0)
-    return medians, spans
-
-
-def _medians(values: NDArray[np.float32], *, z: float) -> tuple[Floats, Floats]:
-    """Row medians and the order statistics around them; `values` is sorted in place."""
-    size = values.shape[1]
-    half, reach = size // 2, math.ceil(z * math.sqrt(size) / 2)
-    # Sorting thousands of float32 with vector instructions is faster than partitioning them at three places.
-    values.sort(axis=1)
-    middle = values[:, half].astype(np.float64)
-    if size % 2 == 0:
-        middle = (middle + values[:, half - 1]) / 2
-    return middle, values[:, (max(half - reach, 0), min(half + reach, size - 1))].T.astype(np.float64)
+    # The log scale has -inf below its range; a quantile there is as low as can be drawn.
+    np.nan_to_num(found, copy=False, nan=0.0, posinf=2.0, neginf=-1.0)
+    return found[0] + (rank - below)[:, :, None] * (found[1] - found[0]), found[2:]
 
 
 def _check_drift(
-    medians: Floats,
+    quantiles: Floats,
     spans: Floats,
+    medians: Floats,
     edges: NDArray[np.int64],
     scales: Mapping[str, Transform],
     *,
@@ -699,13 +701,15 @@ def _check_drift(
         return flagged, [_finding("PASS", "SIGNAL_DRIFT", text, "")]
     disturbed: dict[str, int] = {}
     for column, name in enumerate(scales):
-        # A unit of the display scale is its whole range.
-        values = medians[:, column]
-        bad, _ = mad_outliers(values, threshold=limits.mad_threshold, floor=limits.mad_floor_range)
-        # Where half of the events are positive, the median jumps between two peaks by chance alone; the sign test asks
-        # whether this bin's events lie on one side of the usual median more often than chance allows.
-        usual = float(np.median(values))
-        bad &= (spans[0, :, column] > usual) | (spans[1, :, column] < usual)
+        bad = np.zeros(bins, np.bool_)
+        for place in range(quantiles.shape[0]):
+            values = quantiles[place, :, column]
+            # A unit of the display scale is its whole range.
+            outside, _ = mad_outliers(values, threshold=limits.mad_threshold, floor=limits.mad_floor_range)
+            # Where half of the events are positive, the median jumps between two peaks by chance alone; the sign test
+            # asks whether this bin's events lie on one side of the usual value more often than chance allows.
+            usual = float(np.median(values))
+            bad |= outside & ((spans[0, place, :, column] > usual) | (spans[1, place, :, column] < usual))
         if bad.any():
             disturbed[name] = int(np.count_nonzero(bad))
             flagged |= bad

@@ -89,7 +89,8 @@ class Measurement(_Document):
     """What is reported: numerator and denominator populations and the event rule.
 
     `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are
-    the ways to the lineage that do without it. With a target and no route in the file, a negative result proves nothing.
+    the ways to the lineage that do without it. With a target and no route in the file, a negative
+    result proves nothing.
     """
 
     analyte: str

@@ -368,14 +368,14 @@ def _index_row(page: _Page, *, single_file: bool) -> dict[str, Any]:
 
 
 def key_panel(panels: Sequence[PlotPanel]) -> PlotPanel | None:
-    """Choose the panel that says most about a result.
+    """Choose the panel that shows a result best: the last one with all target events among other events.
 
-    The last one that carries the target's own gate, else the last with target events, else the last with any events.
+    "Among others" is at least as many again; where no panel has that, the last one with all target events.
     """
-    gated = [panel for panel in panels if any(gate.population == panel.target_name for gate in panel.gates)]
-    marked = [panel for panel in panels if panel.target.shape[1]]
-    filled = [panel for panel in panels if panel.parent_events]
-    return next((group[-1] for group in (gated, marked, filled) if group), None)
+    most = max((panel.target.shape[1] for panel in panels), default=0)
+    whole = [panel for panel in panels if panel.target.shape[1] == most and panel.parent_events]
+    among_others = [panel for panel in whole if panel.parent_events >= 2 * most]
+    return next((group[-1] for group in (among_others, whole) if group), None)
 
 
 def _thumbnail_text(panel: PlotPanel) -> str:
