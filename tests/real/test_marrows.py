@@ -1,7 +1,7 @@
 """The unchanged AIEOP template on real marrows, against the clinic's own counts and labels.
 
-Targets and their spread are those of the reference set's README: Diva's counts stand in the workspace of 47333, the counts
-of 494 in its table; two correct programs differ by about 3 % on CD19+.
+Targets and their spread are those of the reference set's README: Diva's counts stand in the workspace of 47333, the
+counts of 494 in its table; two correct programs differ by about 3 % on CD19+.
 """
 
 from __future__ import annotations

@@ -58,11 +58,16 @@ def test_every_target_event_of_a_parent_is_handed_to_the_plot(result: Acquisitio
             assert panel.target.shape == (2, counts["blasts"])
 
 
+def write_half(path: Path) -> None:
+    with written(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise RuntimeError("power cut")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="power cut"), written(path) as temporary:
-        temporary.write_text("half", encoding="utf-8")
-        raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half(path)
     assert path.read_text(encoding="utf-8") == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["table.csv"]
