@@ -88,13 +88,19 @@ def _quadrant(markers: tuple[str, ...], params: QuadrantParams, _found: Found, v
 
 
 class PolygonParams(Params):
-    """At least three (x, y) vertices."""
+    """At least three (x, y) vertices.
+
+    `shift` moves the polygon, mostly to a value found on this file, so that a shape drawn around a reference population
+    follows its staining: `shift = [0.0, "cd58_ruler.cut"]`.
+    """
 
     vertices: tuple[tuple[float, float], ...] = Field(min_length=3)
+    shift: tuple[Number, Number] = (0.0, 0.0)
 
 
-def _polygon(markers: tuple[str, ...], params: PolygonParams, _found: Found, _values: Values) -> Gate:
-    return Polygon(markers=(markers[0], markers[1]), vertices=params.vertices)
+def _polygon(markers: tuple[str, ...], params: PolygonParams, _found: Found, values: Values) -> Gate:
+    right, up = (borrowed(side, values, 0.0) for side in params.shift)
+    return Polygon(markers=(markers[0], markers[1]), vertices=tuple((x + right, y + up) for x, y in params.vertices))
 
 
 class EllipseParams(Params):
@@ -146,7 +152,7 @@ METHODS = (
         borrows=lambda p: lenders(*p.low.values(), *p.high.values()),
     ),
     GateMethod(name="quadrant", params=QuadrantParams, build=_quadrant, borrows=lambda p: lenders(p.x, p.y)),
-    GateMethod(name="polygon", params=PolygonParams, build=_polygon),
+    GateMethod(name="polygon", params=PolygonParams, build=_polygon, borrows=lambda p: lenders(*p.shift)),
     GateMethod(name="ellipse", params=EllipseParams, build=_ellipse),
     GateMethod(
         name="boolean",
