@@ -365,6 +365,8 @@ def locate_data(
     if total is None:
         findings.append(info("TOT_MISSING", "$TOT is missing; events are counted from the bytes of DATA", "$TOT"))
     ranges = _stated_ranges(header, keywords, findings)
+    if header.analysis is not None and header.base + max(header.analysis) >= size:
+        findings.append(info("ANALYSIS_OUTSIDE", "the ANALYSIS segment lies outside the file; not read", "bytes 42-57"))
     layout = DataLayout(
         begin=0,
         events=0,
@@ -393,6 +395,15 @@ def locate_data(
         for place in ranges
         if total is not None and (slack := _fit(place, option, total, available, header)) is not None
     ]
+    other = _other_floats(layout, keywords)
+    if not fits and other is not None and total is not None:
+        fits = [(other, place, 0) for place in ranges if _fit(place, other, total, available, header) in {0, 1}]
+        if fits:
+            message = (
+                f"$DATATYPE is {layout.types[0]}, but $PnB and the size of DATA are those of type {other.types[0]}"
+            )
+            findings.append(warning("DATATYPE_BY_SIZE", f"{message}; read so", "$DATATYPE"))
+            parameters = replace(parameters, types=other.types, bits=other.bits)
     if fits:
         chosen, place = _choose(fits, ranges, handle, header, total or 0, findings, source)
     else:
@@ -452,6 +463,18 @@ def _packings(layout: DataLayout) -> list[DataLayout]:
     if sum(layout.bits) % 8 == 0:
         options.pop()
     return [*options, replace(layout, bits=words, masks=masks)]
+
+
+def _other_floats(layout: DataLayout, keywords: Mapping[str, str]) -> DataLayout | None:
+    """The layout with the other float type, where every `$PnB` contradicts `$DATATYPE`."""
+    kinds = set(layout.types)
+    if kinds not in ({"F"}, {"D"}):
+        return None
+    k = len(layout.types)
+    kind, width = ("D", 64) if kinds == {"F"} else ("F", 32)
+    if any(to_integer(keywords.get(f"$P{i}B")) != width for i in range(1, k + 1)):
+        return None
+    return replace(layout, types=(kind,) * k, bits=(width,) * k)
 
 
 def _fit(place: _Range, option: DataLayout, total: int, available: int, header: Header) -> int | None:

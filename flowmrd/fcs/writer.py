@@ -155,7 +155,7 @@ def _stored(datatype: str, bits: int, byte_order: str) -> tuple[np.dtype[Any], i
 
 def _rows(arrays: Sequence[NDArray[Any]], dtypes: Sequence[tuple[np.dtype[Any], int]], byte_order: str) -> bytes:
     m = len(arrays[0])
-    if len({dtype for dtype, _ in dtypes}) == 1 and dtypes[0][0].itemsize == dtypes[0][1]:
+    if len(set(dtypes)) == 1 and dtypes[0][0].itemsize == dtypes[0][1]:
         table = np.empty((m, len(arrays)), dtypes[0][0])
         for i, array in enumerate(arrays):
             table[:, i] = array

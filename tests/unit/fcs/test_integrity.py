@@ -194,6 +194,15 @@ def test_missing_and_odd_parameter_keywords_are_findings(make_fcs: MakeFcs) -> N
     assert read_fcs(make_fcs(DATA, {"$MODE": None}, events=10, version="FCS3.2")).verdict == "ok"
 
 
+def test_doubles_called_floats_are_found_by_width_and_size(make_fcs: MakeFcs) -> None:
+    fcs = read_fcs(make_fcs(VALUES.astype("<f8").tobytes(), events=10, bits=64))
+    assert np.array_equal(fcs.events(), VALUES.T)
+    assert level_of(fcs, "DATATYPE_BY_SIZE") is Level.WARNING
+    # Without the widths' word it is a wrong $TOT, and no guess.
+    fcs = read_fcs(make_fcs(VALUES.astype("<f8").tobytes(), events=10))
+    assert (fcs.event_count, level_of(fcs, "TOT_MISMATCH")) == (20, Level.VIOLATION)
+
+
 def test_a_duplicate_name_is_a_violation_and_a_duplicate_label_a_warning(make_fcs: MakeFcs) -> None:
     fcs = read_fcs(make_fcs(DATA, {"$P2N": "FSC-A"}, events=10))
     assert level_of(fcs, "DUPLICATE_PNN") is Level.VIOLATION

@@ -59,11 +59,18 @@ def test_integers_of_every_width_and_scale_read_back(tmp_path: Path) -> None:
     columns = [np.array([0, 2**c.bits - 1 if c.bits < 64 else 2**53, 7], np.uint64) for c in channels]
     columns[5] = np.array([0, 999, 500], np.uint64)
     for byte_order in ("little", "big"):
-        write_fcs(path, columns, channels, datatype="I", byte_order=byte_order)  # type: ignore[arg-type]
+        write_fcs(path, columns, channels, datatype="I", byte_order=byte_order)
         fcs = read_fcs(path)
         assert [f.code for f in fcs.findings] == ["TIME_MISSING"]
         assert fcs.events()[:5].tolist() == [c.astype(float).tolist() for c in columns[:5]]
         assert np.array_equal(fcs.column(5), 10 ** (4.0 * columns[5] / 1000.0) * 0.1)
+
+
+def test_widths_that_share_a_word_are_written_each_in_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.fcs"
+    channels = [Channel(index=i, pnn=f"C{i}", bits=bits, range=1000.0) for i, bits in enumerate((32, 24, 32))]
+    write_fcs(path, np.array([[1, 2], [3, 4], [5, 6]]), channels, datatype="I")
+    assert read_fcs(path).events().tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
