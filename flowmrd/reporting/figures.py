@@ -77,7 +77,7 @@ MARKERS_MAX = 1500  # target events drawn one by one; above it a raster layer co
 _COARSE_BELOW = 16_384  # events of the parent; fewer are drawn on bins of twice the width
 _TICK_GAP = 0.085  # least distance of two tick labels, as a share of the axis, on the smallest plot
 # The plot area (pixels) and label sizes on the narrowest supported page (1280 px, three plots a row).
-_PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 290.0, 6.5, 7.4, 14.5, 6.0, 11
+_PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 290.0, 6.5, 7.4, 14.5, 8.0, 11
 _LABEL_CHARS = 22
 _LEAST_SPAN = 0.12  # of a median's plot, scaled units: about half a decade
 _BUSY_BINS = 64
@@ -287,7 +287,8 @@ def log_bytes(counts: NDArray[Any]) -> NDArray[np.uint8]:
         table = np.log1p(np.arange(top + 1)) * (254 / math.log1p(top))
         table = np.rint(table) + 1
         table[0] = 0
-        return table.astype(np.uint8)[counts]
+        levels: NDArray[np.uint8] = table.astype(np.uint8)[counts]
+        return levels
     scaled = np.rint(np.log1p(counts) * (254 / math.log1p(top))) + 1
     return np.where(counts > 0, scaled, 0).astype(np.uint8)
 
@@ -481,9 +482,7 @@ def gate_placements(panel: PlotPanel) -> tuple[Placement, ...]:
         outlines.append(max(pieces, key=_box_area, default=np.zeros((2, 0))))
     sizes = [_label_size(gate) for gate in panel.gates]
     open_sided = [bool(np.isinf(gate.outline).any()) for gate in panel.gates]
-    return place_labels(
-        outlines, sizes, _busy(panel), target_bins(panel, _BUSY_BINS) > 0, open_sided=open_sided
-    )
+    return place_labels(outlines, sizes, _busy(panel), target_bins(panel, _BUSY_BINS) > 0, open_sided=open_sided)
 
 
 def _box_area(outline: Floats) -> float:

@@ -202,7 +202,7 @@ def page_names(acquisitions: Sequence[str]) -> list[str]:
     Examples
     --------
     >>> page_names(["D28", "M3 (tube 2) #1", "d28"])
-    ['D28', 'M3_tube_2_1-b5dc5b', 'd28-2']
+    ['D28', 'M3_tube_2_1-b6020a', 'd28-2']
     """
     taken: set[str] = set()
     return [_page_name(acquisition, taken) for acquisition in acquisitions]
@@ -305,7 +305,7 @@ def _pages(results: Sequence[AcquisitionResult]) -> Iterator[_Page]:
 
 def _page_name(acquisition: str, taken: set[str]) -> str:
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", acquisition).strip("._")[:80]
-    if name != acquisition or _RESERVED.match(name):
+    if not name or name != acquisition or _RESERVED.match(name):
         name = f"{name}-{hashlib.sha256(acquisition.encode()).hexdigest()[:6]}".lstrip("-")
     unique, number = name, 1
     while unique.casefold() in taken:

@@ -1,5 +1,7 @@
 """Acquisition results as the pipeline hands them over, made from Gaussian populations: input of the report's tests."""
 
+# ruff: noqa: E501 -- the strategy is a table, one gate a line
+
 from __future__ import annotations
 
 import hashlib
@@ -26,8 +28,8 @@ from flowmrd.records import (
 Events = dict[str, NDArray[np.float64]]
 Mask = NDArray[np.bool_]
 
-LINEAR = {"kind": "linear", "T": 262144.0}
-LOGICLE = {"kind": "logicle", "T": 262144.0, "W": 0.9, "M": 4.5, "A": 0.0}
+LINEAR: Mapping[str, float | str] = {"kind": "linear", "T": 262144.0}
+LOGICLE: Mapping[str, float | str] = {"kind": "logicle", "T": 262144.0, "W": 0.9, "M": 4.5, "A": 0.0}
 AXES: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "Time": ("Time", {"kind": "linear", "T": 620.0}),
     "FSC-A": ("FSC-A", LINEAR),
@@ -277,7 +279,7 @@ def _measurement(
         value=100 * fraction if category == "QUANTIFIABLE" else None, unit="%", status="computed",
     )  # fmt: skip
     sentences = {
-        "QUANTIFIABLE": f"MRD {100 * fraction:.2g}% of nucleated cells (95% CI {100 * row.ci_low:.2g}–{100 * (row.ci_high or 0):.2g}%)",
+        "QUANTIFIABLE": f"MRD {100 * fraction:.2g}% of nucleated cells (95% CI {100 * (row.ci_low or 0):.2g}–{100 * (row.ci_high or 0):.2g}%)",
         "UNDETECTED_INSUFFICIENT": f"No abnormal population in {denominator} cells; sensitivity insufficient "
         f"(LOD {100 * lod:.2g}%), MRD below 0.01% not excluded",
         "DETECTED_BELOW_LLOQ": f"MRD detected, below LLOQ (< {100 * lloq:.2g}%)",
