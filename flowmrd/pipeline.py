@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowmrd.cytometry import quality
 from flowmrd.cytometry.compensation import check_spillover, matrix_digest, read_matrix_file
 from flowmrd.cytometry.events import DataState, EventSource, Role, resolve_panel
-from flowmrd.errors import AnalysisError, CompensationError, FcsError, InputError, Level, QcFinding
+from flowmrd.errors import AnalysisError, FcsError, InputError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile, Spillover, file_sha256, open_fcs, scan_values
 from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.gates import gate_from_json, gate_to_json
@@ -112,6 +112,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
                 limits=quality.load_limits(),
             )
         )
+    findings.extend(_carry_over(gating, template, source))
     verdict = quality.overall(findings)
     measured = [_measure(acquisition, one, gating, source, verdict) for one in template.measurement]
     for _, _, extra in measured:
@@ -174,13 +175,6 @@ def _compensation(
         )
     spillover = read_matrix_file(Path(wanted))
     findings = check_spillover(spillover, fcs.channels)
-    known = {channel.pnn for channel in fcs.channels}
-    unknown = [name for name in spillover.channels if name not in known]
-    if unknown:
-        raise CompensationError(
-            f"matrix file {Path(wanted).name} names channels that the file lacks: {', '.join(unknown)}; "
-            f"the file has {', '.join(sorted(known))}"
-        )
     digest = matrix_digest(spillover)
     return (
         spillover,
@@ -298,6 +292,28 @@ def _count_findings(fcs: FcsFile, gating: GatingResult, template: GatingTemplate
             )
         )
     return findings
+
+
+def _carry_over(gating: GatingResult, template: GatingTemplate, source: EventSource) -> list[QcFinding]:
+    """Look for target events that crowd at the start of the acquisition; only where events come in order of time."""
+    if not template.measurement or gating.placed[template.measurement[0].numerator].method == "nothing":
+        return []
+    clock = any(spec.role is Role.TIME and spec.marker in source.markers for spec in template.channel)
+    first = int(source.event_count * quality.load_limits().carry_over.first_share) // 8 * 8
+    if not clock or first == 0:
+        return []
+    one = template.measurement[0]
+    members = gating.memberships
+    head_target, head_all = (int(np.count_nonzero(members.mask(n, 0, first))) for n in (one.numerator, one.denominator))
+    return [
+        quality.check_carry_over(
+            first_target=head_target,
+            first_events=head_all,
+            rest_target=gating.counts[one.numerator] - head_target,
+            rest_events=gating.counts[one.denominator] - head_all,
+            limits=quality.load_limits().carry_over,
+        )
+    ]
 
 
 def _rules(one: Measurement) -> RareEventRules:

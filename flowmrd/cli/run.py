@@ -48,9 +48,8 @@ def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
     from flowmrd.documents.manifest import Answer
     from flowmrd.pipeline import Acquisition
 
-    # Day 0 is the infusion: what was drawn later is drawn after therapy, whatever the request says.
-    stated = {Answer.YES: True, Answer.NO: False}.get(row.prior_anti_cd19) if row.prior_anti_cd19 else None
-    after = True if row.study_day > 0 else stated
+    # Neither infused yet nor a therapy on record, and the request does not say "no": not stated.
+    after = True if row.after_cd19_therapy else False if row.prior_anti_cd19 is Answer.NO else None
     matrix = None if row.matrix == "file" else str(row.matrix_path) if row.matrix_path else row.matrix
     return Acquisition(
         name=row.acquisition,
