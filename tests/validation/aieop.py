@@ -440,8 +440,8 @@ def summary(done: Sequence[Outcome]) -> str:
         near = sum(abs((one.ratio or 0) - 1) <= 0.25 for one in judged)
         scores = [one.f1 or 0.0 for one in judged]
         lines.append(
-            f"* {text}: {len(judged)} of {len(mine)} hold at least {ENOUGH} true blasts. Of these {near} are within 25 % "
-            f"of the true count; F1 median {np.median(scores):.2f}, lowest {min(scores):.2f}."
+            f"* {text}: {len(judged)} of {len(mine)} hold at least {ENOUGH} true blasts. Of these {near} are within "
+            f"25 % of the true count; F1 median {np.median(scores):.2f}, lowest {min(scores):.2f}."
         )
     few = [
         one for one in done if one.case.group in {"simulated", "drawn"} and (one.case.expected("blasts") or 0) < ENOUGH
