@@ -90,12 +90,14 @@ def iter_chunks(
     *,
     chunk_events: int = 0,
     on_raw: Callable[[NDArray[Any]], None] | None = None,
+    native: bool = True,
     source: str = "",
 ) -> Iterator[tuple[int, Columns]]:
     """Yield (first row, columns) over the whole segment; the columns live in a buffer that the next step overwrites.
 
     Columns are native-endian and masked: a (k, m) view where all parameters share a type, else a list of k arrays.
-    `on_raw` sees the (m, k) integers before they are masked (uniform whole-byte integers only).
+    `on_raw` sees the (m, k) integers before they are masked (uniform whole-byte integers only). With `native=False`
+    values that need no mask may keep the file's byte order: whoever copies them anyway swaps them in the same step.
     """
     if not layout.events:
         return
@@ -104,7 +106,7 @@ def iter_chunks(
     chunk = min(-(-chunk // 8) * 8, -(-layout.events // 8) * 8)  # whole bytes also where events are packed in bits
     buffer = np.empty(-(-chunk * layout.event_bits // 8), np.uint8)
     view = buffer.data
-    decode = _decoder(layout, buffer, on_raw)
+    decode = _decoder(layout, buffer, on_raw, native=native)
     handle.seek(layout.begin)
     for start in range(0, layout.events, chunk):
         m = min(chunk, layout.events - start)
@@ -124,7 +126,7 @@ def iter_chunks(
 
 
 def _decoder(
-    layout: DataLayout, buffer: NDArray[np.uint8], on_raw: Callable[[NDArray[Any]], None] | None
+    layout: DataLayout, buffer: NDArray[np.uint8], on_raw: Callable[[NDArray[Any]], None] | None, *, native: bool
 ) -> Callable[[int], Columns]:
     """Choose the cheapest way to turn `buffer` into columns."""
     if layout.packing is not Packing.BYTES:
@@ -134,6 +136,10 @@ def _decoder(
     k = len(layout.bits)
     plain = straight(layout.byte_order) or widths == {8}
     if len(dtypes) == len(widths) == 1 and plain and next(iter(dtypes)).itemsize * 8 == next(iter(widths)):
+        if not native and not any(layout.masks):
+            stored = next(iter(dtypes)).newbyteorder(">" if layout.big_endian else "<")
+            table = buffer.view(stored).reshape(-1, k)
+            return lambda m: table[:m].T
         return _uniform_decoder(layout, buffer, k, next(iter(dtypes)), on_raw)
     return _mixed_decoder(layout, buffer)
 

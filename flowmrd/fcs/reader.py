@@ -75,7 +75,8 @@ def read_fcs(path: str | Path, *, dataset: int | None = None) -> FcsFile:
         stored = tuple(np.empty(n, dtype) for dtype in dtypes)
     scan = _Scan(fcs.layout)
     with open_unbuffered(path) as handle:
-        for start, columns in iter_chunks(handle, fcs.layout, on_raw=scan.raw, source=Path(path).name):
+        chunks = iter_chunks(handle, fcs.layout, on_raw=scan.raw, native=False, source=Path(path).name)
+        for start, columns in chunks:
             m = columns.shape[1] if isinstance(columns, np.ndarray) else len(columns[0])
             if uniform and isinstance(columns, np.ndarray):
                 part = whole[:, start : start + m]
