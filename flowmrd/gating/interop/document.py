@@ -1,0 +1,287 @@
+"""A foreign gating strategy as values, and its evaluation by our engine.
+
+Every reader of this package (Gating-ML, FlowJo, FACSDiva, Kaluza) ends in a `ForeignStrategy`; every writer starts from one.
+A dimension joins a channel, a compensation and a scale under a key; gates are the closed set of `gating.gates` over such
+keys, so foreign gates are evaluated by the same code as our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.compensation import unmixing_matrix
+from flowmrd.cytometry.events import BLOCK_EVENTS, Block
+from flowmrd.errors import Level, QcFinding
+from flowmrd.fcs import FcsFile
+from flowmrd.gating.engine import Memberships, apply_gates
+from flowmrd.gating.gates import Boolean, Gate, gate_markers
+
+F64 = NDArray[np.float64]
+
+# The two compensation references that need no matrix of the document (Gating-ML 2.0, 5.1).
+FROM_FILE = "FCS"
+UNCOMPENSATED = "uncompensated"
+
+
+class Scale(Protocol):
+    """A display scale: linear values → scaled values."""
+
+    def forward(self, x: F64, out: F64 | None = None) -> F64:
+        """Scale linear values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Matrix:
+    """A spillover or spectrum matrix of the document.
+
+    `values[i, j]` is the share of fluorochrome i that falls into detector j; more detectors than fluorochromes make it a
+    spectrum matrix, unmixed by least squares.
+    """
+
+    id: str
+    fluorochromes: tuple[str, ...]
+    detectors: tuple[str, ...]
+    values: F64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimension:
+    """One axis of gates: a channel (or a ratio of two), its compensation, and its scale.
+
+    `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a matrix
+    id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of Gating-ML's
+    fratio: A * (x - B) / (y - C), over the two channels.
+    """
+
+    key: str
+    channel: str
+    compensation: str = UNCOMPENSATED
+    scale: str | None = None
+    ratio: tuple[str, str, float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignGate:
+    """One gate of the document.
+
+    `id` is unique in the document's tree as `path`; `name` is what users see (it may repeat). `parent` is the `path` of
+    the parent, empty at the top. Operands of a boolean are paths. `count` is what the foreign program stored.
+    """
+
+    name: str
+    path: str
+    parent: str
+    gate: Gate
+    count: int | None = None
+    info: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignStrategy:
+    """A whole document for one file: dimensions, scales, matrices, gates with parents first, and what was left out."""
+
+    source: str
+    kind: str
+    dimensions: Mapping[str, Dimension]
+    scales: Mapping[str, Scale]
+    matrices: Mapping[str, Matrix]
+    gates: tuple[ForeignGate, ...]
+    events: int | None = None
+    findings: tuple[QcFinding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """Counts and members by path, in the document's order; gates that this file cannot be asked are findings."""
+
+    counts: Mapping[str, int]
+    memberships: Memberships
+    parents: Mapping[str, str]
+    findings: tuple[QcFinding, ...]
+
+
+class DimensionSource:
+    """Scaled values of a document's dimensions, block by block: what the engine needs of a source.
+
+    Raises
+    ------
+    KeyError
+        A dimension names a channel or matrix that is not there; `usable` tells beforehand.
+    """
+
+    def __init__(self, fcs: FcsFile, strategy: ForeignStrategy) -> None:
+        self._fcs = fcs
+        self._strategy = strategy
+        self.event_count = fcs.event_count
+        self._rows: dict[str, tuple[tuple[int, ...], F64, Dimension]] = {}
+        self._missing: dict[str, str] = {}
+        unmixed: dict[str, tuple[Mapping[str, int], F64]] = {}
+        for key, dimension in strategy.dimensions.items():
+            try:
+                self._rows[key] = self._resolve(dimension, unmixed)
+            except LookupError as error:
+                self._missing[key] = str(error.args[0])
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Keys of the dimensions that this file has."""
+        return tuple(self._rows)
+
+    def why_not(self, key: str) -> str:
+        """Say why a dimension is not usable; empty where it is."""
+        return self._missing.get(key, "" if key in self._rows else f"the document defines no dimension {key!r}")
+
+    def _resolve(
+        self, dimension: Dimension, unmixed: dict[str, tuple[Mapping[str, int], F64]]
+    ) -> tuple[tuple[int, ...], F64, Dimension]:
+        names = (dimension.channel,) if dimension.ratio is None else dimension.ratio[:2]
+        if dimension.scale is not None and dimension.scale not in self._strategy.scales:
+            raise LookupError(f"the document defines no transformation {dimension.scale!r}")
+        columns = np.stack([self._column(str(name), dimension.compensation, unmixed) for name in names], axis=1)
+        inputs = tuple(int(i) for i in np.flatnonzero(np.any(columns != 0.0, axis=1)))
+        return inputs, np.ascontiguousarray(columns[list(inputs)].T), dimension
+
+    def _column(self, name: str, compensation: str, unmixed: dict[str, tuple[Mapping[str, int], F64]]) -> F64:
+        """Return the weights (k,) of the file's channels that give one linear value."""
+        if compensation == UNCOMPENSATED or (compensation == FROM_FILE and self._fcs.spillover is None):
+            weights: F64 = np.zeros(len(self._fcs.channels))
+            weights[self._channel(name)] = 1.0
+            return weights
+        if compensation == FROM_FILE:
+            assert self._fcs.spillover is not None
+            return np.array(unmixing_matrix(self._fcs.spillover, self._fcs.channels)[:, self._channel(name)])
+        if compensation not in self._strategy.matrices:
+            raise LookupError(f"the document defines no matrix {compensation!r}")
+        if compensation not in unmixed:
+            unmixed[compensation] = self._unmix(self._strategy.matrices[compensation])
+        place, columns = unmixed[compensation]
+        if name in place:
+            return np.array(columns[:, place[name]])
+        # A channel that the matrix does not speak of (scatter, time) is used as recorded.
+        weights = np.zeros(len(self._fcs.channels))
+        weights[self._channel(name)] = 1.0
+        return weights
+
+    def _unmix(self, matrix: Matrix) -> tuple[Mapping[str, int], F64]:
+        rows = [self._channel(name) for name in matrix.detectors]
+        square = matrix.values.shape[0] == matrix.values.shape[1]
+        inverse = np.linalg.inv(matrix.values) if square else np.linalg.pinv(matrix.values)
+        columns = np.zeros((len(self._fcs.channels), len(matrix.fluorochromes)))
+        columns[rows] = inverse
+        return {name: i for i, name in enumerate(matrix.fluorochromes)}, columns
+
+    def _channel(self, name: str) -> int:
+        for attribute in ("pnn", "pns"):
+            hits = [channel.index for channel in self._fcs.channels if getattr(channel, attribute) == name]
+            if len(hits) == 1:
+                return hits[0]
+        folded = name.replace("/", "_").casefold()
+        hits = [c.index for c in self._fcs.channels if c.pnn.replace("/", "_").casefold() == folded]
+        if len(hits) == 1:
+            return hits[0]
+        raise LookupError(f"the file has no channel {name!r}; it has {', '.join(c.pnn for c in self._fcs.channels)}")
+
+    def blocks(self, markers: Sequence[str], *, block_events: int = BLOCK_EVENTS) -> Iterator[tuple[int, Block]]:
+        """Yield (first row, block); a block hands out scaled values of the wanted dimensions."""
+        inputs = sorted({index for key in markers for index in self._rows[key][0]})
+        if not inputs:
+            for start in range(0, self.event_count, block_events):
+                yield start, Block({}, {}, min(block_events, self.event_count - start))
+            return
+        place = {index: row for row, index in enumerate(inputs)}
+        scales = {key: self._scale(key) for key in markers}
+        for start, values in self._fcs.blocks(inputs, block_events=block_events):
+            linear = {}
+            for key in markers:
+                rows, weights, dimension = self._rows[key]
+                used = values[[place[index] for index in rows]]
+                # A channel taken as recorded keeps its exact value.
+                parts = used if weights.shape == (1, 1) and weights[0, 0] == 1.0 else weights @ used
+                if dimension.ratio is None:
+                    linear[key] = parts[0]
+                else:
+                    _, _, a, b, c = dimension.ratio
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        linear[key] = a * (parts[0] - b) / (parts[1] - c)
+            yield start, Block(linear, scales, values.shape[1])  # type: ignore[arg-type]
+
+    def _scale(self, key: str) -> Scale:
+        scale = self._rows[key][2].scale
+        return _Linear() if scale is None else self._strategy.scales[scale]
+
+
+class _Linear:
+    """Values as they are."""
+
+    def forward(self, x: F64, out: F64 | None = None) -> F64:
+        """Return the values."""
+        if out is None:
+            return x
+        out[:] = x
+        return out
+
+
+def evaluate(strategy: ForeignStrategy, fcs: FcsFile) -> Evaluation:
+    """Evaluate a foreign strategy on a file; a gate that cannot be evaluated is a finding, and so are its descendants."""
+    source = DimensionSource(fcs, strategy)
+    usable: list[tuple[str, str, Gate]] = []
+    known = {""}
+    findings = list(strategy.findings)
+    waiting = list(strategy.gates)
+    while waiting:
+        later = []
+        for one in waiting:
+            needs = {one.parent} | ({name for name, _ in one.gate.operands} if isinstance(one.gate, Boolean) else set())
+            if not needs <= known:
+                later.append(one)
+                continue
+            reason = next((why for key in gate_markers(one.gate) if (why := source.why_not(key))), "")
+            if reason:
+                findings.append(_left_out(one, reason))
+                continue
+            usable.append((one.path, one.parent or "root", one.gate))
+            known.add(one.path)
+        if len(later) == len(waiting):
+            paths = {one.path for one in strategy.gates}
+            for one in later:
+                needs = {one.parent} | ({n for n, _ in one.gate.operands} if isinstance(one.gate, Boolean) else set())
+                lacking = sorted(needs - known)
+                unknown = [name for name in lacking if name not in paths]
+                what = (
+                    f"it refers to {', '.join(unknown)}, which is not there"
+                    if unknown
+                    else (f"it depends on {', '.join(lacking)}, which is left out or refers back to it")
+                )
+                findings.append(_left_out(one, what))
+            break
+        waiting = later
+    counts, memberships = apply_gates(source, usable)  # type: ignore[arg-type]
+    order = [one.path for one in strategy.gates if one.path in known]
+    return Evaluation(
+        counts={path: counts[path] for path in order},
+        memberships=memberships,
+        parents={one.path: one.parent for one in strategy.gates if one.path in known},
+        findings=tuple(findings),
+    )
+
+
+def _left_out(one: ForeignGate, reason: str) -> QcFinding:
+    return QcFinding(
+        level=Level.WARNING, code="GATE_LEFT_OUT", message=f"Gate {one.name} is left out: {reason}.", where=one.path
+    )
+
+
+def column_names(gates: Sequence[ForeignGate]) -> Mapping[str, str]:
+    """Return path → the name users see: the bare name for the first of a repeated name, the path for the others."""
+    seen: set[str] = set()
+    names = {}
+    for one in gates:
+        names[one.path] = one.path if one.name in seen else one.name
+        seen.add(one.name)
+    return names
