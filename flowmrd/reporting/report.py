@@ -357,7 +357,7 @@ def _index_row(page: _Page, *, single_file: bool) -> dict[str, Any]:
             }
             for row, sentence in zip(result.measurements, result.wording, strict=True)
         ],
-        "result_order": first.fraction if first is not None and first.fraction is not None else -1,
+        "result_order": _result_order(first),
         "qc": result.qc,
         "qc_order": _QC_ORDER.get(result.qc, 3),
         "findings": [{"level": level.value, "count": levels[level]} for level in _LEVELS if levels[level]],
@@ -365,6 +365,15 @@ def _index_row(page: _Page, *, single_file: bool) -> dict[str, Any]:
         "thumbnail": picture,
         "thumbnail_text": _thumbnail_text(panel) if panel else "",
     }
+
+
+def _result_order(row: MeasurementRow | None) -> float:
+    """Rank a result for sorting; below LLOQ by its limit, since the page gives no number there, not even hidden."""
+    if row is None or row.fraction is None:
+        return -1.0
+    if row.value is not None:
+        return row.fraction
+    return (row.lod_fraction or 0.0) if row.category == "DETECTED_BELOW_LLOQ" else 0.0
 
 
 def key_panel(panels: Sequence[PlotPanel]) -> PlotPanel | None:
@@ -428,7 +437,7 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
         known = row.mrd_neg_1e4 == "Y"
         rest.append(
             (
-                "Below 10⁻⁴",
+                "Negative at 10⁻⁴",
                 _NEGATIVE.get(row.mrd_neg_1e4, row.mrd_neg_1e4),
                 ("low positive: detected" if detected else "undetected") if known else "mrd_neg_1e4",
             )

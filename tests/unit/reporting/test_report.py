@@ -259,11 +259,18 @@ def test_below_the_lloq_the_page_gives_no_percentage_of_the_count(results: Resul
     assert card["ruler"]["value"] is None
 
 
+def test_the_index_hides_no_number_below_the_lloq(folder: Path, results: Results) -> None:
+    index = (folder / "index.html").read_text()
+    low, many = results[3].measurements[0].fraction, results[0].measurements[0].fraction
+    assert str(many) in index
+    assert str(low) not in index
+
+
 def test_a_low_positive_is_never_shown_as_plainly_negative(results: Results) -> None:
     def negative(measurement: MeasurementRow) -> list[tuple[str, str]]:
         one = dataclasses.replace(results[3], measurements=(measurement,))
         rest = acquisition_context(one, key="a1")["cards"][0]["rest"]
-        return [(value, note) for name, value, note in rest if name.startswith("Below")]
+        return [(value, note) for name, value, note in rest if name.startswith("Negative")]
 
     assert negative(row(mrd_neg_1e4="Y", category="DETECTED_BELOW_LLOQ", value=None)) == [
         ("Yes", "low positive: detected")
