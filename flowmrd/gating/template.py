@@ -352,22 +352,29 @@ def requires_marker(template: GatingTemplate, population: str, marker: str) -> b
     """Say whether every way from root to `population` gates positively on `marker`.
 
     An `or` needs the marker only where all its operands do; an `and` where any does; complemented operands never do.
+    Which of a population's choices a file gets is not known here, so one choice that needs the marker is enough.
     """
     if population == ROOT:
         return False
     row = template.row(population)
     if requires_marker(template, row.parent, marker):
         return True
-    if row.method == "boolean":
-        kept = [str(name) for name in row.params["populations"] if not str(name).startswith("!")]
+    return any(_choice_requires(template, choice, marker) for choice in row.choices)
+
+
+def _choice_requires(template: GatingTemplate, choice: Choice, marker: str) -> bool:
+    if choice.method == "boolean":
+        kept = [str(name) for name in choice.params["populations"] if not str(name).startswith("!")]
         needs = [requires_marker(template, name, marker) for name in kept]
-        return all(needs) if row.params["operator"] == "or" else any(needs)
-    if marker not in row.channels:
+        if not needs:
+            return False
+        return all(needs) if choice.params["operator"] == "or" else any(needs)
+    one = typed(choice)
+    if marker not in one.method.selects(choice.channels):
         return False
-    one = typed(row).params
-    if getattr(one, "keep", "above") == "below":
+    if getattr(one.params, "keep", "above") == "below":
         return False
-    low = getattr(one, "low", 0.0)
+    low = getattr(one.params, "low", 0.0)
     if isinstance(low, dict):
         return marker in low
     return low is not None

@@ -62,7 +62,8 @@ class GateMethod:
     """One way of placing a gate.
 
     `find` is `None` for geometric methods. `references` names the populations whose values `find` needs, `borrows`
-    those whose found values `build` or `find` uses.
+    those whose found values `build` or `find` uses; `selects` says which of the channels the gate itself looks at,
+    where `find` looks at more.
     """
 
     name: str
@@ -71,6 +72,7 @@ class GateMethod:
     find: Callable[[Sample, Any], Found] | None = None
     references: Callable[[Any], tuple[str, ...]] = field(default=lambda _params: ())
     borrows: Callable[[Any], tuple[str, ...]] = field(default=lambda _params: ())
+    selects: Callable[[tuple[str, ...]], tuple[str, ...]] = field(default=lambda channels: channels)
 
 
 @cache

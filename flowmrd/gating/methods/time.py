@@ -92,4 +92,12 @@ def _build_stable(markers: tuple[str, ...], _params: TimeStableParams, found: Fo
     return Intervals(marker=markers[0], ranges=found.extra)
 
 
-METHODS = (GateMethod(name="time_stable", params=TimeStableParams, find=_find_stable, build=_build_stable),)
+METHODS = (
+    GateMethod(
+        name="time_stable",
+        params=TimeStableParams,
+        find=_find_stable,
+        build=_build_stable,
+        selects=lambda channels: channels[:1],
+    ),
+)
