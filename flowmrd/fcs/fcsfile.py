@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import FcsError, Level, QcFinding
-from flowmrd.fcs.data import DataLayout, iter_chunks, open_unbuffered
+from flowmrd.fcs.data import Columns, DataLayout, iter_chunks, open_unbuffered
 
 BLOCK_EVENTS = 65536
-_CACHE_EVENTS = 4096  # events converted at a time, so that a chunk of stored and of converted values stays in cache
+_CACHE_EVENTS = 8192  # events converted at a time, so that a chunk of stored and of converted values stays in cache
 _TABLE_BITS = 16  # integers up to this width are linearised through a table
 
 
@@ -153,17 +153,18 @@ class FcsFile:
                     scales[j].apply(self.stored[i][start : start + m], out[j, :m])
                 yield start, out[:, :m]
             return
+        runs = _runs(wanted, scales)
         filled = base = 0
         with open_unbuffered(self.path) as handle:
             self._check_unchanged()
             chunk = min(_CACHE_EVENTS, -(-block_events // 8) * 8)
-            for start, columns in iter_chunks(handle, self.layout, chunk_events=chunk, source=self._name):
+            chunks = iter_chunks(handle, self.layout, chunk_events=chunk, native=False, source=self._name)
+            for start, columns in chunks:
                 m = min(chunk, n - start)
                 taken = 0
                 while taken < m:
                     step = min(m - taken, block_events - filled)
-                    for j, i in enumerate(wanted):
-                        scales[j].apply(columns[i][taken : taken + step], out[j, filled : filled + step])
+                    _fill(out[:, filled : filled + step], columns, taken, wanted, scales, runs)
                     taken += step
                     filled += step
                     if filled == block_events or base + filled == n:
@@ -273,12 +274,54 @@ class _Scale:
         # Values that are not finite are reported once, by the scan; arithmetic on them is not news.
         with np.errstate(all="ignore"):
             np.copyto(out, stored)
-            if self.decades:
-                self._power(out)
-            elif self.factor != 1.0:
-                np.multiply(out, self.factor, out=out)
-            elif self.divisor != 1.0:
-                np.divide(out, self.divisor, out=out)
+            self.finish(out)
+
+    def finish(self, out: NDArray[np.float64]) -> None:
+        """Take stored values, already in `out`, to linear units (where no table does it)."""
+        if self.decades:
+            self._power(out)
+        elif self.factor != 1.0:
+            np.multiply(out, self.factor, out=out)
+        elif self.divisor != 1.0:
+            np.divide(out, self.divisor, out=out)
+
+
+def _runs(wanted: Sequence[int], scales: Sequence[_Scale]) -> list[tuple[int, int, int]]:
+    """Join channels that follow each other into (first wanted, past the last wanted, first channel); tables apart."""
+    runs: list[tuple[int, int, int]] = []
+    for j, (i, scale) in enumerate(zip(wanted, scales, strict=True)):
+        if scale.table is not None:
+            continue
+        if runs and runs[-1][1] == j and runs[-1][2] + j - runs[-1][0] == i:
+            runs[-1] = (runs[-1][0], j + 1, runs[-1][2])
+        else:
+            runs.append((j, j + 1, i))
+    return runs
+
+
+def _fill(
+    out: NDArray[np.float64],
+    columns: Columns,
+    at: int,
+    wanted: Sequence[int],
+    scales: Sequence[_Scale],
+    runs: Sequence[tuple[int, int, int]],
+) -> None:
+    """Convert the events from `at` of a chunk into `out` (k, m)."""
+    m = out.shape[1]
+    if not isinstance(columns, np.ndarray):
+        for j, i in enumerate(wanted):
+            scales[j].apply(columns[i][at : at + m], out[j])
+        return
+    # One call for channels that lie side by side: the chunk is transposed while it is converted.
+    with np.errstate(all="ignore"):
+        for first, last, channel in runs:
+            np.copyto(out[first:last], columns[channel : channel + last - first, at : at + m])
+        for j, scale in enumerate(scales):
+            if scale.table is not None:
+                np.take(scale.table, columns[wanted[j], at : at + m], out=out[j], mode="clip")
+            elif not scale.identity:
+                scale.finish(out[j])
 
 
 # What instruments call things that are neither light scatter nor fluorescence. Names of detectors, never of markers.
