@@ -39,6 +39,20 @@ def _tick_edges(clock: NDArray[np.float32], bins: int) -> NDArray[np.intp]:
     return edges
 
 
+def _one_sided(values: NDArray[np.float32], edges: NDArray[np.intp], usual: float, z: float) -> NDArray[np.bool_]:
+    """Say which bins hold more events on one side of the usual value than chance allows (sign test, `z` deviations).
+
+    Where half of the events are positive, a bin's median jumps between two peaks by chance alone.
+    """
+    above = values > usual
+    share = float(above.mean())
+    sizes = np.diff(edges)
+    counted = np.add.reduceat(above.astype(np.int64), edges[:-1])
+    allowed = z * np.sqrt(sizes * share * (1.0 - share))
+    shifted: NDArray[np.bool_] = np.abs(counted - sizes * share) > allowed
+    return shifted
+
+
 def _find_stable(sample: Sample, params: TimeStableParams) -> Found:
     limits = load_limits().drift
     threshold = params.mad_threshold or limits.mad_threshold
@@ -59,6 +73,7 @@ def _find_stable(sample: Sample, params: TimeStableParams) -> Found:
         medians = np.array([np.median(values[a:b]) for a, b in pairwise(edges.tolist())], np.float64)
         bad, _ = mad_outliers(medians, threshold=threshold, floor=limits.mad_floor_range)
         bad &= np.abs(medians - np.median(medians)) > params.min_shift
+        bad &= _one_sided(values, edges, float(np.median(medians)), limits.sign_test_z)
         if bad.any():
             shifted[name] = int(bad.sum())
             flagged |= bad
