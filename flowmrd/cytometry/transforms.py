@@ -1,4 +1,4 @@
-"""Display scales: logicle, arcsinh, linear, log; forward and inverse (Gating-ML 2.0 definitions, unit scale 0..1).
+"""Display scales: logicle, hyperlog, arcsinh, linear, log; forward and inverse (Gating-ML 2.0 definitions, 0..1).
 
 A scale maps channel values (raw or compensated) to scaled units, where 0…1 is the drawn range: `T`, the top of the
 scale, always becomes 1. Gates live in scaled units, axis labels in channel values.
@@ -228,8 +228,114 @@ class Logicle:
         return _params(self)
 
 
-Transform: TypeAlias = Logicle | Arcsinh | Linear | Log
-_KINDS: Mapping[str, type[Transform]] = {kind.kind: kind for kind in (Logicle, Arcsinh, Linear, Log)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperlog:
+    """The hyperlog scale: a logarithm plus a straight line around zero; zero becomes `(A + W) / (M + A)`.
+
+    `inverse` is the closed formula, `forward` solves it to the last bits.
+
+    Parameters
+    ----------
+    T : channel value that becomes 1
+    W : decades of the straight part, 0 < W <= M / 2
+    M : decades of the whole scale
+    A : additional decades of negative values, -W <= A <= M - 2 W
+
+    Examples
+    --------
+    >>> float(Hyperlog(T=10000.0, W=1.0, M=4.5).forward(10000.0).round(9))
+    1.0
+
+    References
+    ----------
+    Bagwell CB. Hyperlog: a flexible log-like transform for negative, zero, and positive valued data.
+    Cytometry A 2005;64A:34-42. Spidlen J et al., Gating-ML 2.0, section 6.5.
+    """
+
+    kind: ClassVar[str] = "hyperlog"
+    T: float
+    W: float
+    M: float
+    A: float = 0.0
+    _curve: _LogAndLine = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
+        _require(self.T > 0, self, "T > 0", self.T)
+        _require(self.M > 0, self, "M > 0", self.M)
+        _require(0 < self.W <= self.M / 2, self, "0 < W <= M / 2", self.W)
+        _require(-self.W <= self.A <= self.M - 2 * self.W, self, "-W <= A <= M - 2 W", self.A)
+        object.__setattr__(self, "_curve", _log_and_line(T=self.T, W=self.W, M=self.M, A=self.A))
+
+    def forward(self, x: ArrayLike, out: Floats | None = None) -> Floats:
+        """Channel values to scaled units; `out` may be `x` itself."""
+        values = np.asarray(x, np.float64)
+        if out is None:
+            out = np.empty(values.shape)
+        flat, result = values.reshape(-1), out.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            result[start : start + _CHUNK] = _hyperlog_position(self._curve, part)
+        return out
+
+    def inverse(self, y: ArrayLike) -> Floats:
+        """Scaled units to channel values."""
+        curve, scaled = self._curve, np.asarray(y, np.float64)
+        below = scaled < curve.x1
+        z = np.where(below, 2 * curve.x1 - scaled, scaled)
+        x = curve.a * np.exp(curve.b * z) + curve.c * z - curve.f
+        return np.where(below, -x, x)
+
+    def params(self) -> dict[str, float | str]:
+        """Return the kind and its parameters, as `make_transform` takes them."""
+        return _params(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounded:
+    """A scale cut off at one or both ends: `max(min(scale(x), high), low)`.
+
+    Parameters
+    ----------
+    scale : the scale that is cut off
+    low, high : ends in scaled units; infinite where the scale is open
+
+    References
+    ----------
+    Spidlen J et al., Gating-ML 2.0, section 6 (boundMin and boundMax).
+    """
+
+    scale: Logicle | Hyperlog | Arcsinh | Linear | Log
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.low) or math.isnan(self.high):
+            raise ValueError(f"transform {self.kind}: expected numbers as bounds; got {self.low}, {self.high}")
+
+    @property
+    def kind(self) -> str:
+        """Kind of the scale that is cut off."""
+        return self.scale.kind
+
+    def forward(self, x: ArrayLike, out: Floats | None = None) -> Floats:
+        """Channel values to scaled units; NaN stays NaN."""
+        y = self.scale.forward(x, out)
+        return np.asarray(np.maximum(np.minimum(y, self.high, out=out), self.low, out=out))
+
+    def inverse(self, y: ArrayLike) -> Floats:
+        """Scaled units to channel values; what lies beyond the ends is read as the ends."""
+        return self.scale.inverse(np.maximum(np.minimum(np.asarray(y, np.float64), self.high), self.low))
+
+    def params(self) -> dict[str, float | str]:
+        """Return the kind and its parameters, as `make_transform` takes them."""
+        ends = {"boundMin": self.low, "boundMax": self.high}
+        return {**self.scale.params(), **{name: end for name, end in ends.items() if math.isfinite(end)}}
+
+
+Transform: TypeAlias = Logicle | Hyperlog | Arcsinh | Linear | Log | Bounded
+_Open: TypeAlias = Logicle | Hyperlog | Arcsinh | Linear | Log
+_KINDS: Mapping[str, type[_Open]] = {kind.kind: kind for kind in (Logicle, Hyperlog, Arcsinh, Linear, Log)}
 
 
 def make_transform(params: Mapping[str, float | str]) -> Transform:
@@ -237,7 +343,8 @@ def make_transform(params: Mapping[str, float | str]) -> Transform:
 
     Parameters
     ----------
-    params : `kind` (logicle, arcsinh, linear, log) and that kind's parameters in channel values and decades
+    params : `kind` (logicle, hyperlog, arcsinh, linear, log) and that kind's parameters in channel values and decades;
+        `boundMin` and `boundMax`, in scaled units, cut the scale off
 
     Raises
     ------
@@ -253,6 +360,11 @@ def make_transform(params: Mapping[str, float | str]) -> Transform:
     if kind not in _KINDS:
         raise ValueError(f"transform kind: expected one of {', '.join(_KINDS)}; got {kind!r}")
     factory = _KINDS[str(kind)]
+    ends = {name: _as_number(str(kind), name, params[name]) for name in ("boundMin", "boundMax") if name in params}
+    if ends:
+        inner = make_transform({name: value for name, value in params.items() if name not in ends})
+        assert not isinstance(inner, Bounded)
+        return Bounded(scale=inner, low=ends.get("boundMin", -math.inf), high=ends.get("boundMax", math.inf))
     known = {item.name: item.default is MISSING for item in fields(factory) if item.init}
     if unknown := sorted(set(params) - set(known) - {"kind"}):
         raise ValueError(f"transform {kind}: expected parameters {', '.join(known)}; got {', '.join(unknown)}")
@@ -261,11 +373,14 @@ def make_transform(params: Mapping[str, float | str]) -> Transform:
     values: dict[str, Any] = {}
     for name in known:
         if name in params:
-            value = params[name]
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"transform {kind}: expected {name} as a number; got {value!r}")
-            values[name] = float(value)
+            values[name] = _as_number(str(kind), name, params[name])
     return factory(**values)
+
+
+def _as_number(kind: str, name: str, value: float | str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"transform {kind}: expected {name} as a number; got {value!r}")  # noqa: TRY004
+    return float(value)
 
 
 def ticks(transform: Transform, lo: float, hi: float) -> tuple[list[tuple[float, str]], list[float]]:
@@ -287,6 +402,8 @@ def ticks(transform: Transform, lo: float, hi: float) -> tuple[list[tuple[float,
     """
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"axis: expected finite lo < hi; got {lo}, {hi}")
+    if isinstance(transform, Bounded):
+        return ticks(transform.scale, lo, hi)
     if isinstance(transform, Linear):
         return _linear_ticks(transform, lo, hi)
     return _decade_ticks(transform, lo, hi)
@@ -295,19 +412,19 @@ def ticks(transform: Transform, lo: float, hi: float) -> tuple[list[tuple[float,
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def _params(transform: Transform) -> dict[str, float | str]:
+def _params(transform: _Open) -> dict[str, float | str]:
     values = {item.name: float(getattr(transform, item.name)) for item in fields(transform) if item.init}
     return {"kind": transform.kind, **values}
 
 
-def _check_finite(transform: Transform) -> None:
+def _check_finite(transform: _Open) -> None:
     for item in fields(transform):
         if item.init:
             value = getattr(transform, item.name)
             _require(math.isfinite(value), transform, f"{item.name} finite", value)
 
 
-def _require(holds: bool, transform: Transform, expected: str, got: float) -> None:  # noqa: FBT001
+def _require(holds: bool, transform: _Open, expected: str, got: float) -> None:  # noqa: FBT001
     if not holds:
         raise ValueError(f"transform {transform.kind}: expected {expected}; got {got:g}")
 
@@ -454,6 +571,50 @@ def _look_up(table: _Table, curve: _Biexponential, x: NDArray[Any], out: Floats)
         np.add(r, curve.x1, out=out[start : start + n])
 
 
+# ------------------------------------------------------------------------------------------------------------ hyperlog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LogAndLine:
+    """`a exp(b y) + c y - f` for y >= x1, and its mirror image below x1 (where the value is zero)."""
+
+    a: float
+    b: float
+    c: float
+    f: float
+    x1: float
+
+
+def _log_and_line(*, T: float, W: float, M: float, A: float) -> _LogAndLine:
+    w = W / (M + A)
+    x2 = A / (M + A)
+    x1 = x2 + w
+    x0 = x2 + 2 * w
+    b = (M + A) * _LN10
+    c_over_a = math.exp(b * x0) / w
+    f_over_a = math.exp(b * x1) + c_over_a * x1
+    a = T / (math.exp(b) + c_over_a - f_over_a)
+    return _LogAndLine(a=a, b=b, c=c_over_a * a, f=f_over_a * a, x1=x1)
+
+
+def _hyperlog_position(curve: _LogAndLine, x: Floats) -> Floats:
+    """Solve for the position of each value. The curve rises and is convex above x1, so Newton cannot fail."""
+    magnitude = np.abs(x)
+    finite = np.isfinite(magnitude)
+    wanted = magnitude if finite.all() else np.where(finite, magnitude, 0.0)
+    # Both parts alone reach the value later than their sum, so the nearer of the two starts above the root.
+    zero = curve.a * math.exp(curve.b * curve.x1)
+    y = np.minimum(np.log(wanted / zero + 1.0) / curve.b, wanted / curve.c) + curve.x1
+    for _ in range(60):
+        rise = curve.a * np.exp(curve.b * y)
+        step = (rise + curve.c * y - curve.f - wanted) / (curve.b * rise + curve.c)
+        y -= step
+        if np.max(np.abs(step), initial=0.0) < 1e-15:
+            break
+    y = np.copysign(np.maximum(y - curve.x1, 0.0), x) + curve.x1
+    return y if finite.all() else np.where(finite, y, x)
+
+
 # --------------------------------------------------------------------------------------------------------------- ticks
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -461,7 +622,7 @@ _MAJOR_GAP, _MINOR_GAP = 0.045, 0.004  # least distance between ticks, as a shar
 
 
 def _decade_ticks(
-    transform: Logicle | Arcsinh | Log, lo: float, hi: float
+    transform: Logicle | Hyperlog | Arcsinh | Log, lo: float, hi: float
 ) -> tuple[list[tuple[float, str]], list[float]]:
     ends = transform.inverse(np.array([lo, hi]))
     reach = max(abs(float(ends[0])), abs(float(ends[1])))

@@ -7,6 +7,7 @@ keys, so foreign gates are evaluated by the same code as our own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from flowmrd.cytometry.compensation import unmixing_matrix
 from flowmrd.cytometry.events import BLOCK_EVENTS, Block
-from flowmrd.errors import Level, QcFinding
+from flowmrd.errors import CompensationError, Level, QcFinding
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.engine import Memberships, apply_gates
 from flowmrd.gating.gates import Boolean, Gate, gate_markers
@@ -41,13 +42,15 @@ class Matrix:
     """A spillover or spectrum matrix of the document.
 
     `values[i, j]` is the share of fluorochrome i that falls into detector j; more detectors than fluorochromes make it a
-    spectrum matrix, unmixed by least squares.
+    spectrum matrix, unmixed by least squares. Where `inverted`, `values` (detectors, fluorochromes) is the unmixing
+    matrix itself: `fluorochromes = detectors @ values`.
     """
 
     id: str
     fluorochromes: tuple[str, ...]
     detectors: tuple[str, ...]
     values: F64
+    inverted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Dimension:
 
     `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a matrix
     id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of Gating-ML's
-    fratio: A * (x - B) / (y - C), over the two channels.
+    fratio: A * (x - B) / (y - C), over the two channels; `ratio_bounds` cut the ratio off before the scale sees it.
     """
 
     key: str
@@ -64,6 +67,7 @@ class Dimension:
     compensation: str = UNCOMPENSATED
     scale: str | None = None
     ratio: tuple[str, str, float, float, float] | None = None
+    ratio_bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,10 @@ class ForeignGate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignStrategy:
-    """A whole document for one file: dimensions, scales, matrices, gates with parents first, and what was left out."""
+    """A whole document for one file: dimensions, scales, matrices, gates, and what was left out.
+
+    `unread` are paths of gates that the reader left out, each with its finding; gates that need them are left out too.
+    """
 
     source: str
     kind: str
@@ -94,6 +101,7 @@ class ForeignStrategy:
     gates: tuple[ForeignGate, ...]
     events: int | None = None
     findings: tuple[QcFinding, ...] = ()
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,30 +158,43 @@ class DimensionSource:
     def _column(self, name: str, compensation: str, unmixed: dict[str, tuple[Mapping[str, int], F64]]) -> F64:
         """Return the weights (k,) of the file's channels that give one linear value."""
         if compensation == UNCOMPENSATED or (compensation == FROM_FILE and self._fcs.spillover is None):
-            weights: F64 = np.zeros(len(self._fcs.channels))
-            weights[self._channel(name)] = 1.0
-            return weights
+            return self._unit(name)
         if compensation == FROM_FILE:
             assert self._fcs.spillover is not None
-            return np.array(unmixing_matrix(self._fcs.spillover, self._fcs.channels)[:, self._channel(name)])
-        if compensation not in self._strategy.matrices:
+            try:
+                full = unmixing_matrix(self._fcs.spillover, self._fcs.channels)
+            except CompensationError as error:
+                raise LookupError(str(error)) from None
+            return np.array(full[:, self._channel(name)])
+        matrix = self._strategy.matrices.get(compensation)
+        if matrix is None:
             raise LookupError(f"the document defines no matrix {compensation!r}")
         if compensation not in unmixed:
-            unmixed[compensation] = self._unmix(self._strategy.matrices[compensation])
+            unmixed[compensation] = self._unmix(matrix)
         place, columns = unmixed[compensation]
         if name in place:
             return np.array(columns[:, place[name]])
-        # A channel that the matrix does not speak of (scatter, time) is used as recorded.
-        weights = np.zeros(len(self._fcs.channels))
+        index = self._channel(name)
+        detectors = [self._channel(detector) for detector in matrix.detectors]
+        if index not in detectors:
+            # A channel that the matrix does not speak of (scatter, time) is used as recorded.
+            return self._unit(name)
+        if len(matrix.detectors) != len(matrix.fluorochromes):
+            raise LookupError(f"{name!r} is a detector of {matrix.id!r}, which gives {', '.join(matrix.fluorochromes)}")
+        # A square matrix pairs detectors and fluorochromes in their order; many documents name the detector.
+        return np.array(columns[:, detectors.index(index)])
+
+    def _unit(self, name: str) -> F64:
+        weights: F64 = np.zeros(len(self._fcs.channels))
         weights[self._channel(name)] = 1.0
         return weights
 
     def _unmix(self, matrix: Matrix) -> tuple[Mapping[str, int], F64]:
         rows = [self._channel(name) for name in matrix.detectors]
-        square = matrix.values.shape[0] == matrix.values.shape[1]
-        inverse = np.linalg.inv(matrix.values) if square else np.linalg.pinv(matrix.values)
+        if len(set(rows)) != len(rows):
+            raise LookupError(f"two detectors of matrix {matrix.id!r} are one channel of the file")
         columns = np.zeros((len(self._fcs.channels), len(matrix.fluorochromes)))
-        columns[rows] = inverse
+        columns[rows] = matrix.values if matrix.inverted else _unmixing(matrix)
         return {name: i for i, name in enumerate(matrix.fluorochromes)}, columns
 
     def _channel(self, name: str) -> int:
@@ -208,12 +229,23 @@ class DimensionSource:
                 else:
                     _, _, a, b, c = dimension.ratio
                     with np.errstate(divide="ignore", invalid="ignore"):
-                        linear[key] = a * (parts[0] - b) / (parts[1] - c)
+                        ratio = a * ((parts[0] - b) / (parts[1] - c))
+                    low, high = dimension.ratio_bounds
+                    linear[key] = np.maximum(np.minimum(ratio, high), low)
             yield start, Block(linear, scales, values.shape[1])  # type: ignore[arg-type]
 
     def _scale(self, key: str) -> Scale:
         scale = self._rows[key][2].scale
         return _Linear() if scale is None else self._strategy.scales[scale]
+
+
+def _unmixing(matrix: Matrix) -> F64:
+    """Return the (detectors, fluorochromes) weights that undo a matrix, by least squares where it is not square."""
+    rows, columns = matrix.values.shape
+    if rows > columns or np.linalg.matrix_rank(matrix.values) < rows:
+        raise LookupError(f"matrix {matrix.id!r} cannot be inverted: its spectra depend on one another")
+    inverse = np.linalg.inv(matrix.values) if rows == columns else np.linalg.pinv(matrix.values)
+    return np.asarray(inverse, np.float64)
 
 
 class _Linear:
@@ -233,32 +265,30 @@ def evaluate(strategy: ForeignStrategy, fcs: FcsFile) -> Evaluation:
     usable: list[tuple[str, str, Gate]] = []
     known = {""}
     findings = list(strategy.findings)
+    if fcs.spillover is None and any(one.compensation == FROM_FILE for one in strategy.dimensions.values()):
+        findings.append(
+            QcFinding(
+                level=Level.INFO,
+                code="UNCOMPENSATED",
+                message="The document asks for the file's own compensation and the file has none: values as recorded.",
+                where="$SPILLOVER",
+            )
+        )
     waiting = list(strategy.gates)
     while waiting:
         later = []
         for one in waiting:
-            needs = {one.parent} | ({name for name, _ in one.gate.operands} if isinstance(one.gate, Boolean) else set())
-            if not needs <= known:
+            if not _needs(one) <= known:
                 later.append(one)
                 continue
             reason = next((why for key in gate_markers(one.gate) if (why := source.why_not(key))), "")
             if reason:
                 findings.append(_left_out(one, reason))
                 continue
-            usable.append((one.path, one.parent or "root", one.gate))
+            usable.append((one.path, one.parent or "root", _two_operators(one.gate)))
             known.add(one.path)
         if len(later) == len(waiting):
-            paths = {one.path for one in strategy.gates}
-            for one in later:
-                needs = {one.parent} | ({n for n, _ in one.gate.operands} if isinstance(one.gate, Boolean) else set())
-                lacking = sorted(needs - known)
-                unknown = [name for name in lacking if name not in paths]
-                what = (
-                    f"it refers to {', '.join(unknown)}, which is not there"
-                    if unknown
-                    else (f"it depends on {', '.join(lacking)}, which is left out or refers back to it")
-                )
-                findings.append(_left_out(one, what))
+            findings.extend(_unreachable(later, strategy, known))
             break
         waiting = later
     counts, memberships = apply_gates(source, usable)  # type: ignore[arg-type]
@@ -269,6 +299,63 @@ def evaluate(strategy: ForeignStrategy, fcs: FcsFile) -> Evaluation:
         parents={one.path: one.parent for one in strategy.gates if one.path in known},
         findings=tuple(findings),
     )
+
+
+def _needs(one: ForeignGate) -> set[str]:
+    return {one.parent} | ({name for name, _ in one.gate.operands} if isinstance(one.gate, Boolean) else set())
+
+
+def _two_operators(gate: Gate) -> Gate:
+    """Return a `not` as an `and` of the complement, which is what the engine knows."""
+    if isinstance(gate, Boolean) and gate.operator == "not":
+        return Boolean(operator="and", operands=tuple((name, not flag) for name, flag in gate.operands))
+    return gate
+
+
+def _unreachable(left: Sequence[ForeignGate], strategy: ForeignStrategy, known: set[str]) -> Iterator[QcFinding]:
+    """Say of each gate why it was never reached; gates that refer to one another in a circle share one finding."""
+    paths = {one.path: one for one in strategy.gates}
+    waiting = {one.path: _needs(one) - known for one in left}
+    told: set[str] = set()
+    for one in left:
+        if one.path in told:
+            continue
+        circle = _circle(one.path, waiting)
+        if circle:
+            told.update(circle)
+            names = " → ".join(paths[path].name for path in (*circle, circle[0]))
+            yield QcFinding(
+                level=Level.WARNING,
+                code="GATE_CIRCLE",
+                message=f"Gates refer to one another in a circle and are left out: {names}.",
+                where=one.path,
+            )
+            continue
+        lacking = sorted(waiting[one.path])
+        unknown = [path for path in lacking if path not in paths and path not in strategy.unread]
+        if unknown:
+            yield _left_out(one, f"it refers to {', '.join(unknown)}, which the document does not have")
+        else:
+            names = ", ".join(paths[path].name if path in paths else path for path in lacking)
+            yield _left_out(one, f"it needs {names}, which is left out")
+
+
+def _circle(start: str, needs: Mapping[str, set[str]]) -> list[str]:
+    """Return the gates on a way from `start` back to itself, or nothing."""
+    came: dict[str, str] = {}
+    queue = [start]
+    while queue:
+        here = queue.pop(0)
+        for other in sorted(needs.get(here, ())):
+            if other == start:
+                way = [here]
+                while way[0] != start:
+                    way.insert(0, came[way[0]])
+                return way
+            if other not in came:
+                came[other] = here
+                queue.append(other)
+    return []
 
 
 def _left_out(one: ForeignGate, reason: str) -> QcFinding:
