@@ -317,7 +317,7 @@ def main_table(done: Sequence[Outcome]) -> str:
 
 
 STEPS = {
-    "clean-up": "not among our viable events: size, doublet or clump gate",
+    "clean-up": "not among our viable events: time, size, doublet or clump gate",
     "side scatter": "viable, but above the side-scatter border",
     "CD19": "below the CD19 border and not CD10+ CD34+",
     "CD10 border": "CD19+, but neither CD10+ (with CD45 no higher than mature B cells) nor CD34+ CD20-",
