@@ -324,8 +324,9 @@ class Bounded:
         return np.asarray(np.maximum(np.minimum(y, self.high, out=out), self.low, out=out))
 
     def inverse(self, y: ArrayLike) -> Floats:
-        """Scaled units to channel values; what lies beyond the ends is read as the ends."""
-        return self.scale.inverse(np.maximum(np.minimum(np.asarray(y, np.float64), self.high), self.low))
+        """Scaled units to channel values; NaN beyond the ends, which no channel value reaches."""
+        scaled = np.asarray(y, np.float64)
+        return np.where((scaled >= self.low) & (scaled <= self.high), self.scale.inverse(scaled), math.nan)
 
     def params(self) -> dict[str, float | str]:
         """Return the kind and its parameters, as `make_transform` takes them."""

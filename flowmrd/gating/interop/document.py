@@ -1,8 +1,8 @@
 """A foreign gating strategy as values, and its evaluation by our engine.
 
-Every reader of this package (Gating-ML, FlowJo, FACSDiva, Kaluza) ends in a `ForeignStrategy`; every writer starts from one.
-A dimension joins a channel, a compensation and a scale under a key; gates are the closed set of `gating.gates` over such
-keys, so foreign gates are evaluated by the same code as our own.
+Every reader of this package (Gating-ML, FlowJo, FACSDiva, Kaluza) ends in a `ForeignStrategy`; every writer starts
+from one. A dimension joins a channel, a compensation and a scale under a key; gates are the closed set of
+`gating.gates` over such keys, so foreign gates are evaluated by the same code as our own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Scale(Protocol):
 class Matrix:
     """A spillover or spectrum matrix of the document.
 
-    `values[i, j]` is the share of fluorochrome i that falls into detector j; more detectors than fluorochromes make it a
-    spectrum matrix, unmixed by least squares. Where `inverted`, `values` (detectors, fluorochromes) is the unmixing
+    `values[i, j]` is the share of fluorochrome i that falls into detector j; more detectors than fluorochromes make it
+    a spectrum matrix, unmixed by least squares. Where `inverted`, `values` (detectors, fluorochromes) is the unmixing
     matrix itself: `fluorochromes = detectors @ values`.
     """
 
@@ -57,9 +57,10 @@ class Matrix:
 class Dimension:
     """One axis of gates: a channel (or a ratio of two), its compensation, and its scale.
 
-    `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a matrix
-    id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of Gating-ML's
-    fratio: A * (x - B) / (y - C), over the two channels; `ratio_bounds` cut the ratio off before the scale sees it.
+    `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a
+    matrix id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of
+    Gating-ML's fratio: A * (x - B) / (y - C), over the two channels; `ratio_bounds` cut the ratio off before the scale
+    sees it.
     """
 
     key: str
@@ -260,7 +261,7 @@ class _Linear:
 
 
 def evaluate(strategy: ForeignStrategy, fcs: FcsFile) -> Evaluation:
-    """Evaluate a foreign strategy on a file; a gate that cannot be evaluated is a finding, and so are its descendants."""
+    """Evaluate a foreign strategy; a gate that this file cannot be asked is a finding, and so are its descendants."""
     source = DimensionSource(fcs, strategy)
     usable: list[tuple[str, str, Gate]] = []
     known = {""}

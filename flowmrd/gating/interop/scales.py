@@ -50,5 +50,5 @@ def element_of(params: Mapping[str, float | str]) -> tuple[str, dict[str, float]
         raise ValueError(f"Gating-ML has no transformation for the scale {kind!r}")
     element = _ELEMENTS[kind]
     numbers = {name: float(value) for name, value in params.items() if name != "kind"}
-    bounds = {name: numbers.pop(name) for name in ("boundMin", "boundMax") if name in numbers}
+    bounds: dict[str, float] = {name: numbers.pop(name) for name in ("boundMin", "boundMax") if name in numbers}
     return element, {name: numbers[name] for name in PARAMETERS[element]}, bounds

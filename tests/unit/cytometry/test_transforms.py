@@ -121,8 +121,8 @@ def test_parameters_round_trip_through_make_transform_and_pickle(scale: Transfor
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"kind": "biex", "T": 1.0}, "transform kind: expected one of logicle, arcsinh, linear, log; got 'biex'"),
-        ({"T": 1.0}, "transform kind: expected one of logicle, arcsinh, linear, log; got None"),
+        ({"kind": "biex", "T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got 'biex'"),
+        ({"T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got None"),
         ({"kind": "log", "T": 1.0}, "transform log: expected parameters T, M; missing M"),
         ({"kind": "linear", "T": 1.0, "W": 1.0}, "transform linear: expected parameters T, A; got W"),
         ({"kind": "linear", "T": "wide"}, "transform linear: expected T as a number; got 'wide'"),
