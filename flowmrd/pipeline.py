@@ -7,7 +7,7 @@ assessment is not evaluable, and the batch goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,17 +117,8 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
     measured = [_measure(acquisition, one, gating, source, verdict) for one in template.measurement]
     for _, _, extra in measured:
         findings.extend(extra)
-    result = AcquisitionResult(
-        acquisition=acquisition.name,
-        subject=acquisition.subject,
-        visit=acquisition.visit,
-        study_day=acquisition.study_day,
-        specimen_type=acquisition.specimen_type,
-        tube=template.template.id,
-        template_version=template.template.version,
-        template_digest=template.digest,
-        file_name=Path(acquisition.path).name,
-        file_sha256=sha256,
+    result = replace(
+        _unassessed(acquisition, template, sha256),
         events=fcs.event_count,
         qc=quality.overall(findings),
         compensation=statement,
@@ -447,6 +438,14 @@ def _failed(acquisition: Acquisition, template: GatingTemplate, sha256: str, err
     else:
         message, where = str(error), getattr(error, "where", "")
     finding = QcFinding(level=Level.VIOLATION, code=code, message=message, where=where)
+    return replace(
+        _unassessed(acquisition, template, sha256),
+        findings=(*acquisition.findings, finding),
+    )
+
+
+def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str) -> AcquisitionResult:
+    """Return what is known of an acquisition before its file is opened: every result not done, nothing counted."""
     rows = tuple(
         MeasurementRow(
             subject=acquisition.subject,
@@ -489,7 +488,7 @@ def _failed(acquisition: Acquisition, template: GatingTemplate, sha256: str, err
         gates=(),
         measurements=rows,
         wording=tuple("not evaluable: the file could not be assessed" for _ in rows),
-        findings=(*acquisition.findings, finding),
+        findings=acquisition.findings,
         panels=(),
         time=None,
         margins=(),
