@@ -7,6 +7,7 @@ FlowJo 9 writes it, defines nothing and is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -16,6 +17,9 @@ from flowmrd.errors import InputError
 
 # Real workspaces stay under 30 MB; a tree in memory takes about ten times its text.
 MAX_BYTES = 64 * 2**20
+# A container holds the list-mode data beside the gates.
+MAX_ARCHIVE_BYTES = 512 * 2**20
+ZIP_START = b"PK\x03\x04"
 MAX_DEPTH = 256
 MAX_ATTRIBUTES = 256
 MAX_ELEMENTS = 2_000_000
@@ -29,25 +33,53 @@ def read_document(path: Path) -> bytes:
     Raises
     ------
     InputError
-        The file is not there, cannot be read, or is larger than `MAX_BYTES`; nothing of a larger file is read.
+        The file is not there, cannot be read, or is larger than `MAX_BYTES` (a zip: `MAX_ARCHIVE_BYTES`); a larger file
+        is not read into memory.
     """
     try:
         with path.open("rb") as handle:
-            data = handle.read(MAX_BYTES + 1)
+            start = handle.read(len(ZIP_START))
+            limit = MAX_ARCHIVE_BYTES if start == ZIP_START else MAX_BYTES
             size = path.stat().st_size
+            data = b"" if size > limit else start + handle.read(limit + 1 - len(start))
     except OSError as error:
         raise InputError(f"the document cannot be read: {error.strerror or error}", source=path.name) from None
-    if len(data) > MAX_BYTES:
-        raise _too_large(size, path.name)
+    if max(size, len(data)) > limit:
+        raise _too_large(max(size, len(data)), path.name, limit)
     return data
 
 
-def _too_large(size: int, name: str) -> InputError:
+def _too_large(size: int, name: str, limit: int = MAX_BYTES) -> InputError:
     return InputError(
-        f"the document has {size / 1e6:.0f} MB, more than the {MAX_BYTES / 1e6:.0f} MB that are read",
+        f"the document has {size / 1e6:.0f} MB, more than the {limit / 1e6:.0f} MB that are read",
         source=name,
         hint="export the gates of fewer samples",
     )
+
+
+class _Enough(Exception):  # noqa: N818 - the way out of the parser, once the first element is known
+    """The outermost element has been seen."""
+
+
+def outermost(data: bytes, name: str) -> str:
+    """Return the tag of the outermost element, `{namespace}name`, reading no further.
+
+    Raises
+    ------
+    InputError
+        As `parse_xml`, as far as the document was read.
+    """
+    found: list[str] = []
+
+    def seen(tag: str) -> None:
+        found.append(tag)
+        raise _Enough
+
+    try:
+        _parse(data, name, seen)
+    except _Enough:
+        return found[0]
+    raise InputError("not well-formed XML: it has no element", source=name)
 
 
 def parse_xml(data: bytes, name: str) -> Element:
@@ -64,6 +96,10 @@ def parse_xml(data: bytes, name: str) -> Element:
         It is not well-formed, declares a document type that defines or fetches anything, or is too large, too deep or
         too wide.
     """
+    return _parse(data, name, None)
+
+
+def _parse(data: bytes, name: str, on_first: Callable[[str], None] | None) -> Element:
     if len(data) > MAX_BYTES:
         raise _too_large(len(data), name)
     parser = expat.ParserCreate(namespace_separator=_SEPARATOR)
@@ -83,6 +119,8 @@ def parse_xml(data: bytes, name: str) -> Element:
             raise refuse(f"the document has more than {MAX_ELEMENTS:,} elements", "export the gates of fewer samples")
         if len(attributes) > MAX_ATTRIBUTES:
             raise refuse(f"an element has {len(attributes)} attributes, more than {MAX_ATTRIBUTES}")
+        if on_first is not None:
+            on_first(_qualified(tag))
         builder.start(_qualified(tag), {_qualified(key): value for key, value in attributes.items()})
 
     def end(tag: str) -> None:

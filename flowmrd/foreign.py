@@ -1,0 +1,495 @@
+"""Gate files by the document of another program, and compare its counts with ours.
+
+The same engine evaluates the document's gates, and the outcome is an ordinary `AcquisitionResult` without measurements,
+so that tables, run folder and report are those of every other run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry import quality
+from flowmrd.errors import AnalysisError, FcsError, Level, QcFinding
+from flowmrd.fcs import ChannelKind, FcsFile, file_sha256, open_fcs, scan_values
+from flowmrd.gating.gates import Ellipsoid, Gate, Intervals, Polygon, Rectangle, gate_markers, gate_to_json
+from flowmrd.gating.interop.document import (
+    Dimension,
+    DimensionSource,
+    Evaluation,
+    ForeignStrategy,
+    column_names,
+    evaluate,
+)
+from flowmrd.gating.interop.load import load_strategy
+from flowmrd.records import (
+    BINS,
+    SCHEMA_VERSION,
+    AcquisitionResult,
+    Axis,
+    GateShape,
+    PlacedGate,
+    PlotPanel,
+    PopulationRow,
+    table_rows,
+    write_json,
+    write_tables,
+)
+
+if TYPE_CHECKING:
+    from flowmrd.fcs import Channel
+
+F64 = NDArray[np.float64]
+_ROOT = "root"
+_ELLIPSE_POINTS = 72
+# An axis spans all but this share of the events at either end, and every finite edge of a gate.
+_TAIL = 0.001
+_SAMPLE_EVENTS = 200_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ForeignRun:
+    """One file gated by a document.
+
+    `names` is path → population as users see it, of the gates that were evaluated; `complete` is false where a gate was
+    left out or the file could not be read. `strategy` and `evaluation` are `None` where nothing could be evaluated.
+    """
+
+    result: AcquisitionResult
+    strategy: ForeignStrategy | None
+    evaluation: Evaluation | None
+    names: Mapping[str, str]
+    complete: bool
+
+    def memberships(self) -> dict[str, NDArray[np.bool_]]:
+        """Return each population's members, in file order."""
+        if self.evaluation is None:
+            return {}
+        return {name: self.evaluation.memberships.mask(path) for path, name in self.names.items()}
+
+
+def gate_by_document(
+    path: Path, document: Path, *, tube: str | None = None, dataset: int | None = None, panels: bool = True
+) -> ForeignRun:
+    """Gate one file by a foreign document.
+
+    A file that cannot be read, or that the document has no gates for, becomes a violation finding.
+
+    Parameters
+    ----------
+    path : FCS file
+    document : see `flowmrd.gating.interop.load.load_strategy`
+    tube : which tube or sample of the document
+    dataset : which data set of the file, from 1
+    panels : make the plots of the report
+
+    Raises
+    ------
+    InputError
+        The document itself is unusable.
+    """
+    sha256 = ""
+    try:
+        sha256 = file_sha256(path)
+        fcs = scan_values(open_fcs(path, dataset=dataset))
+    except (FcsError, OSError) as error:
+        return _failed(path, document, sha256, error)
+    try:
+        strategy = load_strategy(document, fcs, tube=tube)
+    except AnalysisError as error:
+        return _failed(path, document, sha256, error)
+    evaluation = evaluate(strategy, fcs)
+    names = {key: name for key, name in column_names(strategy.gates).items() if key in evaluation.counts}
+    findings = (*fcs.findings, *evaluation.findings)
+    result = replace(
+        _empty(path, document, sha256),
+        events=fcs.event_count,
+        qc=quality.overall(findings),
+        compensation=_compensation(strategy),
+        populations=_populations(strategy, evaluation, names, fcs.event_count),
+        gates=_placed(strategy, names),
+        findings=findings,
+        panels=foreign_panels(fcs, strategy, evaluation, names) if panels else (),
+        markers={key: one.channel for key, one in strategy.dimensions.items()},
+    )
+    complete = not strategy.unread and len(names) == len(strategy.gates)
+    complete &= not any(one.code.startswith("GATE_") for one in evaluation.findings)
+    return ForeignRun(result=result, strategy=strategy, evaluation=evaluation, names=names, complete=complete)
+
+
+def _empty(path: Path, document: Path, sha256: str) -> AcquisitionResult:
+    """Return the record of a file of which nothing is known yet."""
+    return AcquisitionResult(
+        acquisition=path.stem,
+        subject="",
+        visit="",
+        study_day=None,
+        specimen_type="",
+        tube=document.name,
+        template_version="",
+        template_digest=file_sha256(document),
+        file_name=path.name,
+        file_sha256=sha256,
+        events=0,
+        qc="FAIL",
+        compensation="none: the file was not gated",
+        populations=(),
+        gates=(),
+        measurements=(),
+        wording=(),
+        findings=(),
+        panels=(),
+        time=None,
+        margins=(),
+        markers={},
+    )
+
+
+def _failed(path: Path, document: Path, sha256: str, error: Exception) -> ForeignRun:
+    code = "FILE_REFUSED" if isinstance(error, FcsError | OSError) else "GATING_FAILED"
+    message = (
+        f"{path.name} cannot be read: {error.strerror or error}"
+        if isinstance(error, OSError) and not isinstance(error, FcsError)
+        else str(error)
+    )
+    finding = QcFinding(level=Level.VIOLATION, code=code, message=message, where=getattr(error, "where", ""))
+    result = replace(_empty(path, document, sha256), findings=(finding,))
+    return ForeignRun(result=result, strategy=None, evaluation=None, names={}, complete=False)
+
+
+def _compensation(strategy: ForeignStrategy) -> str:
+    used = sorted({one.compensation for one in strategy.dimensions.values()})
+    return f"as {strategy.source} states: {', '.join(used) or 'none'}"
+
+
+def _populations(
+    strategy: ForeignStrategy, evaluation: Evaluation, names: Mapping[str, str], events: int
+) -> tuple[PopulationRow, ...]:
+    return tuple(
+        PopulationRow(
+            population=names[one.path],
+            path=one.path,
+            parent=names[one.parent] if one.parent else _ROOT,
+            events=evaluation.counts[one.path],
+            parent_events=evaluation.counts[one.parent] if one.parent else events,
+        )
+        for one in strategy.gates
+        if one.path in names
+    )
+
+
+def _placed(strategy: ForeignStrategy, names: Mapping[str, str]) -> tuple[PlacedGate, ...]:
+    return tuple(
+        PlacedGate(
+            population=names[one.path],
+            path=one.path,
+            parent=names[one.parent] if one.parent else _ROOT,
+            method=type(one.gate).__name__.lower(),
+            purpose="",
+            channels=gate_markers(one.gate),
+            parameters={},
+            gate=gate_to_json(one.gate),
+            found={},
+            bound_hit="",
+            fallback="",
+            reason=f"drawn in {strategy.source}",
+        )
+        for one in strategy.gates
+        if one.path in names
+    )
+
+
+def write_runs(runs: Sequence[ForeignRun], document: Path, out: Path) -> dict[str, object]:
+    """Write the tables and `run.json` of files gated by one document; return what `run.json` says."""
+    from flowmrd import __version__
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_tables(table_rows(run.result for run in runs), out)
+    record: dict[str, object] = {
+        "schema": SCHEMA_VERSION,
+        "flowmrd": __version__,
+        "strategy": {
+            "file": document.name,
+            "sha256": file_sha256(document),
+            "kind": next((run.strategy.kind for run in runs if run.strategy is not None), ""),
+        },
+        "acquisitions": [
+            {
+                "acquisition": run.result.acquisition,
+                "file": run.result.file_name,
+                "sha256": run.result.file_sha256,
+                "template": run.result.tube,
+                "compensation": run.result.compensation,
+                "events": run.result.events,
+                "qc": run.result.qc,
+            }
+            for run in runs
+        ],
+    }
+    write_json(record, out / "run.json")
+    return record
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountRow:
+    """One population's count in the document and here; `difference` is a fraction of theirs."""
+
+    acquisition: str
+    population: str
+    path: str
+    their_events: int | None
+    our_events: int | None
+    difference: float | None
+    agrees: bool | None
+
+
+def compare_counts(run: ForeignRun, *, tolerance: float = 0.0) -> tuple[CountRow, ...]:
+    """Set the counts that the document stores beside ours.
+
+    Parameters
+    ----------
+    run : a file gated by the document
+    tolerance : largest difference, as a fraction of their count, that still agrees
+    """
+    if run.strategy is None or run.evaluation is None:
+        return ()
+    rows = []
+    every = column_names(run.strategy.gates)
+    for one in run.strategy.gates:
+        ours, theirs = run.evaluation.counts.get(one.path), one.count
+        difference = agrees = None
+        if ours is not None and theirs is not None:
+            difference = (ours - theirs) / theirs if theirs else (0.0 if ours == 0 else math.inf)
+            agrees = abs(difference) <= tolerance
+        rows.append(
+            CountRow(
+                acquisition=run.result.acquisition,
+                population=every[one.path],
+                path=one.path,
+                their_events=theirs,
+                our_events=ours,
+                difference=difference,
+                agrees=agrees,
+            )
+        )
+    return tuple(rows)
+
+
+# --------------------------------------------------------------------------------------------------------------- panels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    parent: str
+    x: str
+    y: str
+
+
+def foreign_panels(
+    fcs: FcsFile,
+    strategy: ForeignStrategy,
+    evaluation: Evaluation,
+    names: Mapping[str, str],
+    *,
+    only: Iterable[str] | None = None,
+) -> tuple[PlotPanel, ...]:
+    """Return a panel a parent and pair of dimensions: every event of the parent, and the gates drawn there.
+
+    `only` limits it to views that show one of these gates (paths).
+    """
+    other = _second_axis(fcs.channels)
+    strategy = replace(strategy, dimensions={**strategy.dimensions, **{one.key: one for one in other}})
+    views: dict[_View, list[str]] = {}
+    gates = {one.path: one for one in strategy.gates if one.path in names}
+    for path, one in gates.items():
+        view = _view(one.parent, one.gate, strategy, other)
+        if view is not None:
+            flipped = _View(parent=view.parent, x=view.y, y=view.x)
+            views.setdefault(flipped if flipped in views else view, []).append(path)
+    if only is not None:
+        wanted = set(only)
+        views = {view: paths for view, paths in views.items() if wanted & set(paths)}
+    if not views or fcs.event_count == 0:
+        return ()
+    source = DimensionSource(fcs, strategy)
+    keys = tuple(key for key in source.markers if any(key in (view.x, view.y) for view in views))
+    axes = _axes(source, strategy, keys, [gates[path].gate for path in gates])
+    density = _densities(source, evaluation, keys, axes, list(views))
+    panels = []
+    for view, paths in views.items():
+        count = evaluation.counts[view.parent] if view.parent else fcs.event_count
+        panels.append(
+            PlotPanel(
+                parent=names.get(view.parent, _ROOT),
+                parent_path=view.parent or f"/{_ROOT}",
+                parent_events=count,
+                x=axes[view.x],
+                y=axes[view.y],
+                density=density[view],
+                gates=tuple(
+                    _shape(gates[path].gate, view, names[path], path, evaluation.counts[path], count, strategy.source)
+                    for path in paths
+                ),
+                target=np.empty((2, 0), np.float32),
+                target_name="",
+            )
+        )
+    return tuple(panels)
+
+
+def _second_axis(channels: tuple[Channel, ...]) -> tuple[Dimension, ...]:
+    """Return linear scatter dimensions, against which gates of one dimension are drawn."""
+    scatter = [one for one in channels if one.kind is ChannelKind.SCATTER]
+    return tuple(Dimension(key=f"{one.pnn} (axis)", channel=one.pnn) for one in reversed(scatter or channels))
+
+
+def _view(parent: str, gate: Gate, strategy: ForeignStrategy, other: tuple[Dimension, ...]) -> _View | None:
+    keys = list(dict.fromkeys(gate_markers(gate)))
+    if not keys:
+        return None
+    if len(keys) == 1:
+        mine = strategy.dimensions[keys[0]].channel
+        beside = next((one.key for one in other if one.channel != mine), None)
+        if beside is None:
+            return None
+        keys.append(beside)
+    return _View(parent=parent, x=keys[0], y=keys[1])
+
+
+def _axes(
+    source: DimensionSource, strategy: ForeignStrategy, keys: tuple[str, ...], gates: list[Gate]
+) -> dict[str, Axis]:
+    step = max(1, source.event_count // _SAMPLE_EVENTS)
+    parts: dict[str, list[F64]] = {key: [] for key in keys}
+    for _, block in source.blocks(keys):
+        for key in keys:
+            parts[key].append(block.scaled(key)[::step])
+    axes = {}
+    for key in keys:
+        values = np.concatenate(parts[key])
+        values = values[np.isfinite(values)]
+        ends = [float(end) for end in np.quantile(values, (_TAIL, 1 - _TAIL))] if values.size else [0.0, 1.0]
+        ends.extend(edge for gate in gates for edge in _edges(gate, key))
+        low, high = min(ends), max(ends)
+        margin = 0.03 * (high - low) or 0.5
+        dimension = strategy.dimensions[key]
+        axes[key] = Axis(
+            marker=key.removesuffix(" (axis)"),
+            channel=dimension.channel,
+            transform=_drawn_as(strategy, dimension),
+            lo=low - margin,
+            hi=high + margin,
+        )
+    return axes
+
+
+def _drawn_as(strategy: ForeignStrategy, dimension: Dimension) -> Mapping[str, float | str]:
+    """Return the scale for the ticks; one that only the foreign program has is ticked in its own units."""
+    params = getattr(strategy.scales.get(dimension.scale or ""), "params", None)
+    if params is not None:
+        from flowmrd.cytometry.transforms import make_transform
+
+        try:
+            return make_transform(params()).params()
+        except ValueError:
+            pass
+    return {"kind": "linear", "T": 1.0, "A": 0.0}
+
+
+def _edges(gate: Gate, key: str) -> list[float]:
+    """Return the finite ends of a gate along one dimension."""
+    ends: list[float] = []
+    match gate:
+        case Rectangle(markers=markers, low=low, high=high):
+            ends = [v for m, lo, hi in zip(markers, low, high, strict=True) if m == key for v in (lo, hi)]
+        case Intervals(marker=marker, ranges=ranges) if marker == key:
+            ends = [v for pair in ranges for v in pair]
+        case Polygon(markers=markers, vertices=vertices):
+            ends = [corner[i] for i, m in enumerate(markers) if m == key for corner in vertices]
+        case Ellipsoid(markers=markers, mean=mean, covariance=covariance, distance_square=limit):
+            reach = [math.sqrt(max(covariance[i][i] * limit, 0.0)) for i in range(len(mean))]
+            ends = [mean[i] + s * reach[i] for i, m in enumerate(markers) if m == key for s in (-1, 1)]
+        case _:
+            pass
+    return [float(end) for end in ends if math.isfinite(end)]
+
+
+def _densities(
+    source: DimensionSource,
+    evaluation: Evaluation,
+    keys: tuple[str, ...],
+    axes: Mapping[str, Axis],
+    views: list[_View],
+) -> dict[_View, NDArray[np.uint32]]:
+    density = {view: np.zeros(BINS * BINS, np.uint32) for view in views}
+    for start, block in source.blocks(keys):
+        bins = {}
+        for key in keys:
+            axis = axes[key]
+            with np.errstate(invalid="ignore"):
+                place = (block.scaled(key) - axis.lo) * (BINS / (axis.hi - axis.lo))
+            bins[key] = np.clip(np.nan_to_num(place, nan=0.0), 0, BINS - 1).astype(np.uint16)
+        for view in views:
+            pair = (bins[view.y] << 8) | bins[view.x]
+            if view.parent:
+                pair = pair[evaluation.memberships.mask(view.parent, start, block.size)]
+            density[view] += np.bincount(pair, minlength=BINS * BINS).astype(np.uint32)
+    return {view: counts.reshape(BINS, BINS) for view, counts in density.items()}
+
+
+def _shape(gate: Gate, view: _View, name: str, path: str, events: int, parent_events: int, source: str) -> GateShape:
+    kind, outline = _outline(gate, view)
+    return GateShape(
+        population=name,
+        path=path,
+        kind=kind,
+        outline=outline,
+        events=events,
+        parent_events=parent_events,
+        method=type(gate).__name__.lower(),
+        detail=f"drawn in {source}",
+    )
+
+
+def _box(x: tuple[float, float], y: tuple[float, float]) -> F64:
+    return np.array([[x[0], x[1], x[1], x[0]], [y[0], y[0], y[1], y[1]]])
+
+
+def _outline(gate: Gate, view: _View) -> tuple[str, F64]:
+    whole = (-math.inf, math.inf)
+    match gate:
+        case Rectangle(markers=markers, low=low, high=high):
+            sides: dict[str, tuple[float, float]] = {}
+            for marker, lo, hi in zip(markers, low, high, strict=True):
+                before = sides.get(marker, whole)
+                sides[marker] = (max(lo, before[0]), min(hi, before[1]))
+            if view.x in sides and view.y in sides:
+                return "rectangle", _box(sides[view.x], sides[view.y])
+            if view.x in sides:
+                return "interval-x", _box(sides[view.x], whole)
+            return "interval-y", _box(whole, sides[view.y])
+        case Intervals(marker=marker, ranges=ranges) if ranges:
+            ends = (ranges[0][0], ranges[-1][1])
+            return ("interval-x", _box(ends, whole)) if marker == view.x else ("interval-y", _box(whole, ends))
+        case Polygon(markers=markers, vertices=vertices):
+            corners = np.array(vertices).T
+            return "polygon", corners if markers[0] == view.x else corners[::-1]
+        case Ellipsoid(markers=markers, mean=mean, covariance=covariance, distance_square=limit) if len(markers) == 2:
+            matrix = np.asarray(covariance)
+            if np.array_equal(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > 0:
+                angle = np.linspace(0.0, 2.0 * math.pi, _ELLIPSE_POINTS, endpoint=False)
+                reach = np.linalg.cholesky(matrix) * math.sqrt(limit)
+                outline = reach @ np.stack([np.cos(angle), np.sin(angle)]) + np.asarray(mean)[:, None]
+                return "ellipse", outline if markers[0] == view.x else outline[::-1]
+        case _:
+            pass
+    return "boolean", np.empty((2, 0))

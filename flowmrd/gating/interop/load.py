@@ -1,0 +1,90 @@
+"""Open a gate document of any program: the format is told by the content, never by the file's name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol, cast
+
+from flowmrd.errors import InputError
+from flowmrd.fcs import FcsFile
+from flowmrd.gating.interop.document import ForeignStrategy
+from flowmrd.gating.interop.gatingml import GATING
+from flowmrd.gating.interop.xml import ZIP_START, local, outermost, read_document
+
+_XML_STARTS = (b"<", b"\xef\xbb\xbf<", b"\xff\xfe<", b"\xfe\xff\x00<")
+_ROOTS = {"Workspace": "flowjo", "bdfacs": "diva"}
+_OPENCYTO_COLUMNS = {"alias", "pop", "parent", "dims", "gating_method"}
+
+
+class _Reader(Protocol):
+    def __call__(self, data: bytes, name: str, fcs: FcsFile, *, tube: str | None) -> ForeignStrategy: ...
+
+
+def load_strategy(path: Path, fcs: FcsFile, *, tube: str | None = None) -> ForeignStrategy:
+    """Read a gate document for one file.
+
+    Parameters
+    ----------
+    path : Gating-ML 2.0, a FlowJo workspace, a FACSDiva experiment, a Kaluza container, or an openCyto template
+    fcs : the file to be gated; workspaces hold gates of many
+    tube : which tube or sample of the document to take, where its file name does not say so
+
+    Raises
+    ------
+    InputError
+        The document is none of these, or cannot be trusted.
+    GatingError
+        The document has no gates for this file.
+    """
+    data = read_document(path)
+    return reader_of(detect(data, path.name))(data, path.name, fcs, tube=tube)
+
+
+def reader_of(kind: str) -> _Reader:
+    """Return the reader of a kind, importing it only now."""
+    module = importlib.import_module(f"flowmrd.gating.interop.{kind}")
+    return cast("_Reader", module.read_strategy)
+
+
+def detect(data: bytes, name: str) -> str:
+    """Return the reader module of a document: gatingml, flowjo, diva, kaluza or opencyto.
+
+    Raises
+    ------
+    InputError
+        The content is none of these.
+    """
+    if data.startswith(ZIP_START):
+        return "kaluza"
+    start = data[:4096].lstrip()
+    if start.startswith(_XML_STARTS):
+        root = outermost(data, name)
+        if root == f"{{{GATING}}}Gating-ML":
+            return "gatingml"
+        if local(root) == "Gating-ML":
+            raise InputError(
+                f"Gating-ML of {root[1:].partition('}')[0] or 'no namespace'} is not read",
+                source=name,
+                hint=f"export it as Gating-ML 2.0 ({GATING})",
+            )
+        if local(root) in _ROOTS:
+            return _ROOTS[local(root)]
+        raise _unknown(name, f"its outermost element is {local(root)!r}")
+    header = start.partition(b"\n")[0].decode("utf-8", "replace").lstrip("\ufeff").replace('"', "")
+    columns = {cell.strip() for cell in header.replace("\t", ",").split(",")}
+    if columns >= _OPENCYTO_COLUMNS:
+        return "opencyto"
+    if name.lower().endswith(".toml"):
+        raise InputError(
+            "this is a flowmrd template, not a foreign document", source=name, hint="give it as --template"
+        )
+    raise _unknown(name, "it is neither XML, nor a zip, nor an openCyto table")
+
+
+def _unknown(name: str, why: str) -> InputError:
+    return InputError(
+        f"not a gate document that flowmrd knows: {why}",
+        source=name,
+        hint="expected Gating-ML 2.0, a FlowJo workspace, a FACSDiva experiment, a Kaluza analysis or openCyto's CSV",
+    )
