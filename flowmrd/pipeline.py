@@ -333,13 +333,14 @@ def _measure(
         numerator_events=numerator,
         denominator_events=denominator,
         rules=_rules(one),
+        analyte=one.analyte,
         denominator=f"{one.denominator} cells",
         assay_lod=one.assay_lod,
         assay_lloq=one.assay_lloq,
         cd19_independent=bool(routes) or not one.therapy_target,
         after_cd19_therapy=bool(stated),
     )
-    negative = str(result.mrd_neg_1e4)
+    negative = str(result.mrd_neg_1e4) if one.kind == "mrd" else ""
     findings = [
         QcFinding(
             level=Level.INFO,
@@ -348,6 +349,7 @@ def _measure(
             where=one.numerator,
         )
         for flag in result.flags
+        if not flag.endswith("_GATED_ONLY")  # said below, with the target's name
     ]
     target = one.therapy_target
     if target and routes:
@@ -462,7 +464,7 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
             lod_fraction=None,
             lloq_fraction=None,
             category="NOT_DONE",
-            mrd_neg_1e4="NE",
+            mrd_neg_1e4="NE" if one.kind == "mrd" else "",
             call="review",
             value=None,
             unit=one.unit,

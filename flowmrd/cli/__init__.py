@@ -38,7 +38,11 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the module of one command."""
         if cmd_name not in COMMANDS:
-            return None
+            from difflib import get_close_matches
+
+            close = get_close_matches(cmd_name, list(COMMANDS), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(sorted(COMMANDS))}"
+            raise click.UsageError(f"no command {cmd_name!r} ({hint})")
         module = importlib.import_module(f"flowmrd.cli.{COMMANDS[cmd_name]}")
         command: click.Command = module.command
         return command

@@ -52,12 +52,16 @@ def command(
             )
         stems[path.stem] = path
     if template is not None:
+        from flowmrd.gating.template import find_template
         from flowmrd.pipeline import Acquisition
 
         if tube is not None:
             raise click.UsageError("--tube goes with --strategy")
+        settings = settings_from(options)
+        # A typo is told before anything is written.
+        find_template(template, None if settings.templates is None else Path(settings.templates))
         acquisitions = [Acquisition(name=path.stem, path=str(path), tube=template) for path in files]
-        execute(acquisitions, out, settings_from(options), options)
+        execute(acquisitions, out, settings, options)
         return
     assert strategy is not None
     refused = [f"--{name.replace('_', '-')}" for name, usual in _TEMPLATE_ONLY.items() if options[name] != usual]

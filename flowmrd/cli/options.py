@@ -114,7 +114,10 @@ def execute(
     if not acquisitions:
         click.echo("nothing to do: no acquisition is listed", err=True)
         sys.exit(EXIT_NOTHING)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--out: {out} cannot be made: {error.strerror}") from None
     with _Progress(len(acquisitions)) as progress:
         outcome = run(
             acquisitions,
@@ -132,8 +135,6 @@ def execute(
         page = render_report(outcome.results, outcome.record, out / "report", single_file=options["single_file"])
     failed = [done for done in outcome.done if done.failed]
     qc_failed = [done for done in outcome.done if done.qc == "FAIL"]
-    for done in failed:
-        click.echo(f"not assessed: {done.name}: {done.summary}", err=True)
     click.echo(f"{len(outcome.done) - len(failed)} of {len(outcome.done)} acquisitions assessed; results in {out}")
     if page is not None:
         click.echo(f"report: {page}")

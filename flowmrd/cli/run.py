@@ -30,6 +30,8 @@ def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None
     from flowmrd.documents.manifest import load_manifest
     from flowmrd.gating.template import find_template, template_paths
 
+    if manifest.read_bytes()[:3] == b"FCS":
+        raise click.UsageError(f"{manifest.name} is an FCS file, not a manifest; use `flowmrd gate` for single files")
     settings = settings_from(options)
     folder = None if settings.templates is None else Path(settings.templates)
     read = load_manifest(manifest, known_tubes=tuple(template_paths(folder)))

@@ -88,12 +88,15 @@ class Route(_Document):
 class Measurement(_Document):
     """What is reported: numerator and denominator populations and the event rule.
 
+    `kind` is `mrd` (judged against `target_fraction`, with `mrd_neg_1e4`) or `fraction` (a share with its limits).
+
     `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are
     the ways to the lineage that do without it. With a target and no route in the file, a negative
     result proves nothing.
     """
 
     analyte: str
+    kind: Literal["mrd", "fraction"] = "mrd"
     numerator: str
     denominator: str
     rules: str = "iccs_20_50"

@@ -289,6 +289,7 @@ def measure_mrd(
     numerator_events: int,
     denominator_events: int,
     rules: RareEventRules,
+    analyte: str = "MRD",
     denominator: str = "nucleated cells",
     assay_lod: float | None = None,
     assay_lloq: float | None = None,
@@ -304,6 +305,7 @@ def measure_mrd(
     ----------
     numerator_events, denominator_events : blasts and the gated denominator of the same tube
     rules : events for detection and quantification, and the decision line
+    analyte : what is measured, for the sentence
     denominator : what the denominator is, in words
     assay_lod, assay_lloq : limits of the assay from its validation, as fractions; `None` = not validated
     cd19_independent : whether the blast gate was reached by a path that does not need the antigen; `None` = unknown,
@@ -372,6 +374,7 @@ def measure_mrd(
         flags.add("EVENTS_SCATTERED")
     ci_low, ci_high = clopper_pearson(n, size, confidence=book.decision.confidence)
     wording = book.wording[category].format(
+        analyte=analyte,
         fraction=_percent(fraction),
         denominator=denominator,
         denominator_events=f"{size:,}",
