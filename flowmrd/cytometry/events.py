@@ -7,6 +7,7 @@ cache, from memory or from disk, so that a file of any size needs little more me
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,15 @@ from flowmrd.cytometry.transforms import Linear, Transform, make_transform
 from flowmrd.errors import Level, PanelMismatchError, QcFinding
 from flowmrd.fcs import Channel, FcsFile, Spillover
 
-BLOCK_EVENTS = 65536
+# Events a block: few enough for the caches, enough that a call of numpy costs little against its work.
+BLOCK_EVENTS = 32768
+# Fewer rows than this share of a block are compensated on their own; of more, gathering would cost more than all.
+_FEW = 1 / 6
 
 # A label is cut into tokens at anything that is not a letter or digit.
 _TOKEN = re.compile(r"[A-Za-z0-9]+")
+# Up to this score (see `_score`) a label names a marker only among others.
+_SHARED = 4
 # What may stand beside a marker in a label without changing which marker it is: dyes, detectors, measures.
 _DYE = re.compile(
     r"^(FL\d+|FITC|PE|PC\d|PC5|ECD|APC|A|H|W|AF\d*|ALEXA|FLUOR|BV\d*|BB\d*|BUV\d*|BRILLIANT|VIOLET|BLUE|PB|PO|PACB|PACO|KRO|KROME|ORANGE|"
@@ -131,8 +137,14 @@ def resolve_panel(specs: Sequence[MarkerSpec], channels: Sequence[Channel], *, t
     missing: list[str] = []
     faults: list[str] = []
     findings: list[QcFinding] = []
+    marks = {spec.marker: [_score(spec, channel) for channel in channels] for spec in specs}
+    # A label that names one marker of the tube in full ("CD14+CD16+CD56") is not a channel of another that it mentions.
+    named = [max((row[i] for row in marks.values()), default=0) > _SHARED for i in range(len(channels))]
     for spec in specs:
-        scores = [(_score(spec, channel), channel) for channel in channels]
+        scores = [
+            (0 if taken and score <= _SHARED else score, channel)
+            for score, channel, taken in zip(marks[spec.marker], channels, named, strict=True)
+        ]
         best = max((score for score, _ in scores), default=0)
         hits = [channel for score, channel in scores if score == best]
         if best <= 0:
@@ -143,7 +155,7 @@ def resolve_panel(specs: Sequence[MarkerSpec], channels: Sequence[Channel], *, t
             faults.append(f"{len(hits)} channels for {spec.marker}: {_candidates(hits)}")
         else:
             chosen[spec.marker] = hits[0]
-            if spec.role is Role.FLUOR and best <= 4:
+            if spec.role is Role.FLUOR and best <= _SHARED:
                 findings.append(
                     QcFinding(
                         level=Level.INFO,
@@ -202,7 +214,6 @@ class EventSource:
     __slots__ = (
         "_channel_index",
         "_fcs",
-        "_inputs",
         "_weights",
         "event_count",
         "panel",
@@ -247,69 +258,154 @@ class EventSource:
         return self._fcs.time_step is not None
 
     def blocks(self, markers: Sequence[str], *, block_events: int = BLOCK_EVENTS) -> Iterator[tuple[int, Block]]:
-        """Yield (first row, block) over the file; a block hands out scaled values of `markers`."""
-        targets = [self._channel_index[marker] for marker in markers]
-        if self._weights is None:
-            inputs = sorted(set(targets))
-            weights = None
-        else:
-            # Only the detectors that reach a wanted channel are decoded and multiplied.
-            columns = self._weights[:, targets]
-            inputs = [int(i) for i in np.flatnonzero(np.any(columns != 0.0, axis=1))]
-            inputs = sorted(set(inputs) | set(targets))
-            weights = np.ascontiguousarray(columns[inputs].T)
-        if not targets:
-            step = block_events
-            for start in range(0, self.event_count, step):
-                yield start, Block({}, {}, min(step, self.event_count - start))
-            return
+        """Yield (first row, block) over the file; a block hands out values of `markers` until the next is asked for."""
+        targets = {marker: self._channel_index[marker] for marker in markers}
+        mixed = {} if self._weights is None else {m: self._weights[:, t] for m, t in targets.items() if self._mixes(t)}
+        # Only the detectors that reach a wanted channel are decoded; channels without spillover keep their exact value.
+        reach = np.flatnonzero(np.any([column != 0.0 for column in mixed.values()], axis=0)) if mixed else ()
+        detectors = [int(i) for i in reach]
+        inputs = detectors + sorted({t for m, t in targets.items() if m not in mixed} - set(detectors))
         place = {index: row for row, index in enumerate(inputs)}
-        out: NDArray[np.float64] | None = None
+        weights = {marker: np.ascontiguousarray(column[detectors]) for marker, column in mixed.items()}
+        if not inputs:
+            for start in range(0, self.event_count, block_events):
+                yield start, Block({}, {}, min(block_events, self.event_count - start))
+            return
         for start, values in self._fcs.blocks(inputs, block_events=block_events):
-            size = values.shape[1]
-            if weights is None:
-                linear = {marker: values[place[t]] for marker, t in zip(markers, targets, strict=True)}
-            else:
-                if out is None:
-                    out = np.empty((len(targets), block_events))
-                # A column without spillover keeps its value exactly: its weights are a unit vector.
-                product = np.matmul(weights, values, out=out[:, :size]) if size == block_events else weights @ values
-                linear = {marker: product[row] for row, marker in enumerate(markers)}
-            yield start, Block(linear, self.transforms, size)
+            linear = {marker: values[place[t]] for marker, t in targets.items() if marker not in mixed}
+            mixture = Mixture(detectors=values[: len(detectors)], weights=weights) if mixed else None
+            yield start, Block(linear, self.transforms, values.shape[1], mixture)
+
+    def _mixes(self, target: int) -> bool:
+        """Say whether compensation changes a channel."""
+        assert self._weights is not None
+        column = self._weights[:, target]
+        return bool(column[target] != 1.0 or np.count_nonzero(column) != 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mixture:
+    """Raw values of the detectors (s, size), and each marker's share of them (s,): what compensation is made of."""
+
+    detectors: NDArray[np.float64]
+    weights: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """A value on a scale, and how far a linear value must be from it for its side to be known without scaling.
+
+    Linear values below `below` are surely below the edge, those from `above` on surely at it or above. Both are NaN
+    where the scale cannot be inverted.
+    """
+
+    value: float
+    below: float
+    above: float
+
+
+def edge_on(transform: object, value: float) -> Edge:
+    """Find an edge's linear surroundings: a billionth of the scale, a thousand times what scaling can err."""
+    if not isinstance(transform, Transform):
+        return Edge(value=value, below=math.nan, above=math.nan)
+    margin = 1e-9 * max(1.0, abs(value))
+    with np.errstate(over="ignore", invalid="ignore"):
+        below, above = (float(x) for x in transform.inverse(np.array([value - margin, value + margin])))
+    return Edge(value=value, below=below, above=above)
 
 
 class Block:
-    """One block of events: linear values, scaled on demand for all rows or for some of them."""
+    """One block of events: linear values, scaled on demand for all rows or for some of them.
 
-    __slots__ = ("_cache", "_linear", "_transforms", "size")
+    `rows` are ascending row numbers within the block, each once; `None` means all.
+    """
+
+    __slots__ = ("_gathered", "_linear", "_mixture", "_scaled", "size", "transforms")
 
     def __init__(
-        self, linear: Mapping[str, NDArray[np.float64]], transforms: Mapping[str, Transform], size: int
+        self,
+        linear: Mapping[str, NDArray[np.float64]],
+        transforms: Mapping[str, Transform],
+        size: int,
+        mixture: Mixture | None = None,
     ) -> None:
-        self._linear = linear
-        self._transforms = transforms
-        self._cache: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._linear = dict(linear)
+        self._mixture = mixture
+        self._gathered: tuple[NDArray[np.intp], NDArray[np.float64]] | None = None
+        self._scaled: dict[str, NDArray[np.float64]] = {}
+        self.transforms = transforms
         self.size = size
 
-    def linear(self, marker: str) -> NDArray[np.float64]:
-        """Compensated linear values (size,)."""
-        return self._linear[marker]
+    def linear(self, marker: str, rows: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+        """Compensated linear values of `rows`; not to be written to."""
+        whole = self._linear.get(marker)
+        if whole is None:
+            assert self._mixture is not None
+            weights = self._mixture.weights[marker]
+            if rows is not None and rows.size < self.size * _FEW:
+                return _mix(weights, self._detectors(rows))
+            whole = self._linear[marker] = _mix(weights, self._mixture.detectors)
+        return whole if rows is None or rows.size == self.size else whole[rows]
 
     def scaled(self, marker: str, rows: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
-        """Scaled values of `rows` (`None` = all); repeated requests for the same rows are answered from a cache."""
-        whole = self._cache.get((marker, 0))
-        if rows is None:
+        """Scaled values of `rows`; not to be written to."""
+        whole = self._scaled.get(marker)
+        if rows is None or rows.size == self.size:
             if whole is None:
-                whole = self._transforms[marker].forward(self._linear[marker])
-                self._cache[marker, 0] = whole
+                whole = self._scaled[marker] = self.transforms[marker].forward(self.linear(marker))
             return whole
-        if rows.size == self.size:
-            return self.scaled(marker)
-        if whole is not None:
-            return whole[rows]
-        key = (marker, id(rows))
-        found = self._cache.get(key)
-        if found is None:
-            found = self._transforms[marker].forward(self._linear[marker][rows])
-            self._cache[key] = found
-        return found
+        return self.transforms[marker].forward(self.linear(marker, rows)) if whole is None else whole[rows]
+
+    def at_least(self, marker: str, edge: Edge, rows: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
+        """Say exactly where `scaled >= edge`; only values within a billionth of the edge are scaled for it."""
+        if math.isnan(edge.below + edge.above):
+            return self.scaled(marker, rows) >= edge.value
+        linear = self.linear(marker, rows)
+        sure = linear >= edge.above
+        near = linear >= edge.below
+        if np.count_nonzero(near) != np.count_nonzero(sure):
+            at = np.flatnonzero(near != sure)
+            sure[at] = self.transforms[marker].forward(linear[at]) >= edge.value
+        return sure
+
+    def under(self, marker: str, edge: Edge, rows: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
+        """Say exactly where `scaled < edge`; only values within a billionth of the edge are scaled for it."""
+        if math.isnan(edge.below + edge.above):
+            return self.scaled(marker, rows) < edge.value
+        linear = self.linear(marker, rows)
+        sure = linear < edge.below
+        near = linear < edge.above
+        if np.count_nonzero(near) != np.count_nonzero(sure):
+            at = np.flatnonzero(near != sure)
+            sure[at] = self.transforms[marker].forward(linear[at]) < edge.value
+        return sure
+
+    def maybe_within(
+        self, marker: str, low: Edge, high: Edge, rows: NDArray[np.intp] | None = None
+    ) -> NDArray[np.bool_]:
+        """Say where `low <= scaled <= high` may hold, without scaling; it does not hold elsewhere."""
+        if math.isnan(low.below + high.above):
+            scaled = self.scaled(marker, rows)
+            return (scaled >= low.value) & (scaled <= high.value)
+        linear = self.linear(marker, rows)
+        inside = linear >= low.below
+        inside &= linear < high.above
+        return inside
+
+    def _detectors(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Gather the detectors of `rows`, once for all markers that are asked for the same rows in turn."""
+        assert self._mixture is not None
+        if self._gathered is None or self._gathered[0] is not rows:
+            self._gathered = rows, np.take(self._mixture.detectors, rows, axis=1)
+        return self._gathered[1]
+
+
+def _mix(weights: NDArray[np.float64], detectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weighted sum of detectors (s, n), event by event in the same order whatever else is in the block.
+
+    A matrix product would be as fast, but its last bit depends on how many events and channels are asked for at once.
+    """
+    if detectors.shape[1] == 1:  # the one shape that einsum sums in another order
+        return _mix(weights, np.repeat(detectors, 2, axis=1))[:1]
+    mixed: NDArray[np.float64] = np.einsum("j,jn->n", weights, detectors)
+    return mixed

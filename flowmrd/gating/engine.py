@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import Block, EventSource
 from flowmrd.errors import GatingError, Level, QcFinding
-from flowmrd.gating.gates import Boolean, Gate, Nothing, Rectangle, Whole, contains, gate_markers
+from flowmrd.gating.containment import Members, Test, prepare
+from flowmrd.gating.gates import Boolean, Gate, Mask, Nothing, Rectangle, Whole, gate_markers
 from flowmrd.gating.methods import Columns, Found, NotFound, Sample
 from flowmrd.gating.template import ROOT, Choice, GatingTemplate, Population, operands, typed
-
-Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +110,9 @@ def apply_gates(source: EventSource, gates: Sequence[tuple[str, str, Gate]]) -> 
     counts = dict.fromkeys((name for name, _, _ in gates), 0)
     bits = {name: memberships.add(name) for name, _, _ in gates}
     wanted = _in_order(source, {m for _, _, gate in gates for m in gate_markers(gate)})
+    tests: dict[str, Test] = {}
     for start, block in source.blocks(wanted):
-        _evaluate_block(gates, block, start, memberships, bits, counts)
+        _evaluate_block(gates, block, start, memberships, bits, counts, tests)
     return counts, memberships
 
 
@@ -128,48 +128,42 @@ def _evaluate_block(
     memberships: Memberships,
     bits: Mapping[str, NDArray[np.uint8]],
     counts: dict[str, int],
-) -> dict[str, Rows]:
-    """Evaluate gates on one block; return the rows of each population that was touched."""
-    rows: dict[str, Rows | None] = {ROOT: None}
-    inside: dict[str, NDArray[np.bool_]] = {}
+    tests: dict[str, Test],
+) -> dict[str, Members]:
+    """Evaluate gates on one block; return the members of each population that was touched.
 
-    def members(name: str) -> Rows | None:
-        if name not in rows:
-            rows[name] = np.flatnonzero(memberships.mask(name, start, block.size))
-        return rows[name]
-
-    def mask_of(name: str) -> NDArray[np.bool_]:
-        if name not in inside:
-            here = rows.get(name)
-            if here is None:
-                inside[name] = memberships.mask(name, start, block.size)
-            else:
-                inside[name] = np.zeros(block.size, np.bool_)
-                inside[name][here] = True
-        return inside[name]
-
+    `tests` holds the gates made ready; it is filled as they are first needed.
+    """
+    seen: dict[str, Members] = {}
     for name, parent, gate in gates:
-        parent_rows = members(parent)
-        size = block.size if parent_rows is None else parent_rows.size
-        if size == 0:
-            kept = np.zeros(0, np.bool_)
+        inside = _members(seen, parent, memberships, start, block.size)
+        if inside.count == 0:
+            mask = inside.mask
         elif isinstance(gate, Boolean):
-            masks = [mask_of(other) ^ flag for other, flag in gate.operands]
-            joined = masks[0]
-            for other_mask in masks[1:]:
-                joined = joined & other_mask if gate.operator == "and" else joined | other_mask
-            kept = joined if parent_rows is None else joined[parent_rows]
+            mask = inside.mask & _joined(gate, seen, memberships, start, block.size)
         else:
-            kept = contains(gate, lambda marker, at=parent_rows: block.scaled(marker, at), size)  # type: ignore[misc]
-        mine = np.flatnonzero(kept) if parent_rows is None else parent_rows[kept]
-        rows[name] = mine
-        counts[name] += mine.size
-        if mine.size:
-            full = np.zeros(block.size, np.bool_)
-            full[mine] = True
-            inside[name] = full
-            bits[name][start // 8 : (start + block.size + 7) // 8] = np.packbits(full)
-    return {name: here for name, here in rows.items() if here is not None}
+            if name not in tests:
+                tests[name] = prepare(gate, block.transforms, event_count=memberships.event_count)
+            mask = tests[name](block, inside)
+        mine = seen[name] = inside if mask is inside.mask else Members(mask)
+        counts[name] += mine.count
+        if mine.count:
+            bits[name][start // 8 : (start + block.size + 7) // 8] = np.packbits(mask)
+    return seen
+
+
+def _joined(gate: Boolean, seen: dict[str, Members], memberships: Memberships, start: int, size: int) -> Mask:
+    masks = [_members(seen, name, memberships, start, size).mask ^ flag for name, flag in gate.operands]
+    join = np.logical_and if gate.operator == "and" else np.logical_or
+    for mask in masks[1:]:
+        join(masks[0], mask, out=masks[0])
+    return masks[0]
+
+
+def _members(seen: dict[str, Members], name: str, memberships: Memberships, start: int, size: int) -> Members:
+    if name not in seen:
+        seen[name] = Members(memberships.mask(name, start, size))
+    return seen[name]
 
 
 class _Walk:
@@ -302,17 +296,13 @@ class _Walk:
         bits = {name: self.memberships.add(name) for name, _, _ in ready}
         self.counts.update(dict.fromkeys(bits, 0))
         needed = {m for _, _, gate in ready for m in gate_markers(gate)} | {marker for _, marker in wanted}
+        tests: dict[str, Test] = {}
         for start, block in self.source.blocks(_in_order(self.source, needed)):
-            rows = _evaluate_block(ready, block, start, self.memberships, bits, self.counts)
+            seen = _evaluate_block(ready, block, start, self.memberships, bits, self.counts, tests)
             for (population, marker), parts in wanted.items():
-                if population == ROOT:
-                    parts.append(block.scaled(marker).astype(np.float32))
-                    continue
-                if population not in rows:
-                    rows[population] = np.flatnonzero(self.memberships.mask(population, start, block.size))
-                here = rows[population]
-                if here.size:
-                    parts.append(block.scaled(marker, here).astype(np.float32))
+                here = _members(seen, population, self.memberships, start, block.size)
+                if here.count:
+                    parts.append(block.scaled(marker, here.rows).astype(np.float32))
         return {key: np.concatenate(parts) if parts else np.empty(0, np.float32) for key, parts in wanted.items()}
 
     # -- placing ----------------------------------------------------------------------------------------------------
@@ -372,7 +362,8 @@ class _Walk:
             absent = [marker for marker in other.channels if marker not in self.markers]
             if absent:
                 passed.append(f"{other.method} needs {', '.join(absent)}, not in this file")
-        return choice.method, "; ".join((*passed, *notes))
+        because = [choice.because] if choice.because else []
+        return choice.method, "; ".join((*passed, *notes, *because))
 
     def _last_resort(self, row: Population, reason: str, *, empty: bool = False) -> None:
         gate: Gate = Whole() if row.last_resort == "whole" else Nothing()

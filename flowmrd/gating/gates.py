@@ -116,8 +116,11 @@ def contains(gate: Gate, values: Values, size: int) -> Mask:
         case Intervals(marker=marker, ranges=ranges):
             x = values(marker)
             mask = np.zeros(size, np.bool_)
+            least, most = (np.fmin.reduce(x), np.fmax.reduce(x)) if size else (0.0, 0.0)
             for lo, hi in ranges:
-                mask |= (x >= lo) & (x < hi)
+                # Of the stretches of a long run a block of events meets one or two.
+                if lo <= most and hi > least:
+                    mask |= (x >= lo) & (x < hi)
             return mask
         case Polygon(markers=markers, vertices=vertices):
             return _in_polygon(vertices, values(markers[0]), values(markers[1]))
@@ -128,25 +131,38 @@ def contains(gate: Gate, values: Values, size: int) -> Mask:
 
 
 def _in_polygon(vertices: Sequence[tuple[float, float]], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
-    from flowutils.gating import points_in_polygon
-
     corners = np.asarray(vertices, np.float64)
     low, high = corners.min(axis=0), corners.max(axis=0)
     # Most events of a parent lie outside the polygon's box; the exact test is only for the rest.
-    box = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
+    box: Mask = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
     rows = np.flatnonzero(box)
     if rows.size:
-        points = np.empty((rows.size, 2))
-        np.take(x, rows, out=points[:, 0])
-        np.take(y, rows, out=points[:, 1])
-        box[rows] = points_in_polygon(corners, points)
+        box[rows] = points_in_polygon(corners, x[rows], y[rows])
     return box
 
 
+def points_in_polygon(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
+    """Say exactly which points lie inside a polygon of `corners` (v, 2) or on its edge (flowutils' winding number)."""
+    from flowutils.gating import points_in_polygon as wound
+
+    points = np.empty((x.size, 2))
+    points[:, 0] = x
+    points[:, 1] = y
+    inside: Mask = wound(corners, points)
+    return inside
+
+
 def _in_ellipsoid(gate: Ellipsoid, values: Values) -> Mask:
-    centred = np.stack([values(marker) for marker in gate.markers], axis=1) - np.asarray(gate.mean)
+    # Sums in a fixed order, so that an event's side does not depend on the events beside it.
+    centred = [values(marker) - middle for marker, middle in zip(gate.markers, gate.mean, strict=True)]
     inverse = np.linalg.inv(np.asarray(gate.covariance))
-    distance = np.einsum("ij,ij->i", centred @ inverse, centred)
+    distance = np.zeros(centred[0].size)
+    for row, left in zip(inverse, centred, strict=True):
+        along = row[0] * centred[0]
+        for weight, right in zip(row[1:], centred[1:], strict=True):
+            along += weight * right
+        along *= left
+        distance += along
     inside: Mask = distance <= gate.distance_square
     return inside
 
