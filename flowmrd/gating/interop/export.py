@@ -1,0 +1,613 @@
+"""Gating-ML 2.0 out: our placed gates, or any foreign strategy, as a document that other programs read.
+
+The bytes depend on nothing but the strategy. Ids are legal and unique XML ids; where a population's name is not, its
+name stands beside the id in `custom_info`, from which our reader takes it back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.events import EventSource
+from flowmrd.cytometry.transforms import Arcsinh, Hyperlog, Linear, Log, Logicle
+from flowmrd.errors import ExportError, Level, QcFinding
+from flowmrd.fcs import FcsFile
+from flowmrd.gating.engine import GatingResult
+from flowmrd.gating.gates import (
+    Boolean,
+    Ellipsoid,
+    Gate,
+    Intervals,
+    Nothing,
+    Polygon,
+    Rectangle,
+    Whole,
+    gate_markers,
+)
+from flowmrd.gating.interop.document import (
+    FROM_FILE,
+    UNCOMPENSATED,
+    Dimension,
+    ForeignGate,
+    ForeignStrategy,
+    Matrix,
+    Scale,
+)
+from flowmrd.gating.interop.gatingml import DATATYPES, GATING, OURS, TRANSFORMS
+from flowmrd.gating.interop.scales import element_of
+from flowmrd.gating.template import ROOT
+
+F64 = NDArray[np.float64]
+
+# Keywords that other programs know as the file's own compensation.
+_FILE_KEYWORDS = {"$SPILLOVER", "SPILL", "SPILLOVER", "$COMP"}
+_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# A scale that the standard lacks is straightened: edges of a polygon are cut where they cross one of so many steps.
+_STEPS = 4096
+_FAR = 1e30
+_ELLIPSE_POINTS = 1024
+
+
+# ------------------------------------------------------------------------------------------------------ our own results
+
+
+def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> ForeignStrategy:
+    """Return placed gates as a strategy of channels, under the template's population names.
+
+    Parameters
+    ----------
+    result : placed gates
+    source : the panel, scales and matrix that they were placed with
+    fcs : the file; its own matrix is referred to as `FCS` where other programs would find it
+    """
+    compensation, matrices = _matrix_of(source, fcs)
+    scales: dict[str, Scale] = {}
+    dimensions = {}
+    for marker, transform in source.transforms.items():
+        name = _scale_name(transform.params())
+        scales[name] = transform
+        dimensions[marker] = Dimension(
+            key=marker, channel=source.panel.channels[marker].pnn, compensation=compensation, scale=name
+        )
+    paths = {ROOT: ""}
+    gates = []
+    waiting = [row.name for row in result.template.population]
+    parents = {row.name: row.parent for row in result.template.population}
+    for name in waiting:
+        _path(name, parents, paths)
+    for name in waiting:
+        gate = result.placed[name].gate
+        if isinstance(gate, Boolean):
+            gate = Boolean(
+                operator=gate.operator, operands=tuple((paths[other], flag) for other, flag in gate.operands)
+            )
+        gates.append(
+            ForeignGate(name=name, path=paths[name], parent=paths[parents[name]], gate=gate, count=result.counts[name])
+        )
+    return ForeignStrategy(
+        source=result.template.template.id,
+        kind="flowmrd template",
+        dimensions=dimensions,
+        scales=scales,
+        matrices=matrices,
+        gates=tuple(gates),
+        events=source.event_count,
+    )
+
+
+def _path(name: str, parents: Mapping[str, str], paths: dict[str, str]) -> str:
+    if name not in paths:
+        paths[name] = f"{_path(parents[name], parents, paths)}/{name}"
+    return paths[name]
+
+
+def _matrix_of(source: EventSource, fcs: FcsFile) -> tuple[str, dict[str, Matrix]]:
+    spillover = source.spillover
+    if spillover is None:
+        return UNCOMPENSATED, {}
+    own = fcs.spillover
+    if (
+        own is not None
+        and own.source in _FILE_KEYWORDS
+        and own.channels == spillover.channels
+        and np.array_equal(own.matrix, spillover.matrix)
+    ):
+        return FROM_FILE, {}
+    names = tuple(spillover.channels)
+    name = "compensation"
+    return name, {name: Matrix(id=name, fluorochromes=names, detectors=names, values=np.array(spillover.matrix))}
+
+
+def _scale_name(params: Mapping[str, float | str]) -> str:
+    numbers = [_digits(float(value)) for key, value in params.items() if key != "kind"]
+    return "_".join([str(params["kind"]), *numbers])
+
+
+def _digits(value: float) -> str:
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+# ------------------------------------------------------------------------------- scales that the standard does not have
+
+
+def portable(strategy: ForeignStrategy) -> tuple[ForeignStrategy, tuple[QcFinding, ...]]:
+    """Return a strategy whose scales are all Gating-ML's, with the same members, and what that cost.
+
+    A gate on a scale that only the foreign program has is drawn again on linear values: the sides of a rectangle become
+    the first value on the other side, the edges of a polygon are cut into pieces that are straight on both scales. An
+    ellipse there becomes a polygon, and other gates are left out; both are findings.
+    """
+    scales = {key: native for key, scale in strategy.scales.items() if (native := native_scale(scale)) is not None}
+    foreign = {key for key, one in strategy.dimensions.items() if one.scale is not None and one.scale not in scales}
+    dimensions = {key: replace(one, scale=None) if key in foreign else one for key, one in strategy.dimensions.items()}
+    findings: list[QcFinding] = []
+    gates = []
+    lost = set(strategy.unread)
+    for one in strategy.gates:
+        if not foreign & set(gate_markers(one.gate)):
+            gates.append(one)
+            continue
+        own = {
+            key: strategy.scales[str(strategy.dimensions[key].scale)]
+            for key in gate_markers(one.gate)
+            if key in foreign
+        }
+        gate = _straightened(one.gate, own)
+        if gate is None:
+            lost.add(one.path)
+            reason = "its scale is none of Gating-ML's, and it is neither a rectangle nor a polygon nor an ellipse"
+            findings.append(_finding("GATE_NOT_EXPORTED", f"Gate {one.name} is left out: {reason}.", one.path))
+            continue
+        if isinstance(one.gate, Ellipsoid):
+            what = f"Gate {one.name}: its scale is none of Gating-ML's, so the ellipse became a polygon"
+            findings.append(_finding("ELLIPSE_AS_POLYGON", f"{what} of {_ELLIPSE_POINTS} edges.", one.path))
+        gates.append(replace(one, gate=gate))
+    return (
+        replace(strategy, scales=scales, dimensions=dimensions, gates=tuple(gates), unread=frozenset(lost)),
+        tuple(findings),
+    )
+
+
+def _finding(code: str, message: str, where: str) -> QcFinding:
+    return QcFinding(level=Level.WARNING, code=code, message=message, where=where)
+
+
+def native_scale(scale: Scale) -> Scale | None:
+    """Return the same scale with parameters that Gating-ML and our templates have, or nothing."""
+    from flowmrd.cytometry.transforms import Bounded
+    from flowmrd.gating.interop import vendor_scales as vendor
+
+    if isinstance(scale, Logicle | Hyperlog | Arcsinh | Linear | Log | Bounded):
+        return scale
+    low, high = -math.inf, math.inf
+    if isinstance(scale, vendor.Clipped):
+        low, high, scale = scale.low, scale.high, scale.scale
+    inner: Logicle | Arcsinh | Linear | Log
+    match scale:
+        case Logicle() | Arcsinh():
+            inner = scale
+        # Only where the arithmetic is the same to the last bit.
+        case vendor.FlowJoLinear(low=bottom, high=top, gain=gain) if bottom == 0 and gain == 1 and top > 0:
+            inner = Linear(T=top)
+        case vendor.LogBelowTop(top=top, decades=decades):
+            inner, low = Log(T=top, M=decades), max(low, 0.0)
+        case vendor.FlowJoLog(offset=offset, decades=decades) if offset == 1:
+            inner, low = Log(T=10.0**decades, M=decades), max(low, 0.0)
+        case _:
+            return None
+    return inner if (low, high) == (-math.inf, math.inf) else Bounded(scale=inner, low=low, high=high)
+
+
+def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
+    match gate:
+        case Rectangle(markers=markers, low=low, high=high):
+            return Rectangle(
+                markers=markers,
+                low=tuple(_first(own[m], v) if m in own else v for m, v in zip(markers, low, strict=True)),
+                high=tuple(_first(own[m], v) if m in own else v for m, v in zip(markers, high, strict=True)),
+            )
+        case Intervals(marker=marker, ranges=ranges):
+            scale = own[marker]
+            return Intervals(marker=marker, ranges=tuple((_first(scale, a), _first(scale, b)) for a, b in ranges))
+        case Polygon(markers=markers, vertices=vertices):
+            return Polygon(markers=markers, vertices=_bent(np.asarray(vertices), markers, own))
+        case Ellipsoid(markers=(x, y), mean=mean, covariance=covariance, distance_square=limit):
+            angle = np.linspace(0.0, 2.0 * math.pi, _ELLIPSE_POINTS, endpoint=False)
+            try:
+                reach = np.linalg.cholesky(np.asarray(covariance)) * math.sqrt(limit)
+            except np.linalg.LinAlgError:
+                return None
+            corners = (reach @ np.stack([np.cos(angle), np.sin(angle)])).T + np.asarray(mean)
+            return Polygon(markers=(x, y), vertices=_bent(corners, (x, y), own))
+        case _:
+            return None
+
+
+def _first(scale: Scale, edge: float) -> float:
+    """Return the smallest value whose position is at or above an edge: `x >= it` is `scale(x) >= edge` for every x."""
+    if not math.isfinite(edge):
+        return edge
+    ends = np.array([-_FAR, _FAR])
+    bottom, top = scale.forward(ends)
+    if edge <= bottom:
+        return -math.inf
+    if edge > top:
+        return math.inf
+    # Bisection over the order of the floating-point numbers.
+    low, high = (int(i) for i in _ordered(ends))
+    while high - low > 1:
+        middle = (low + high) // 2
+        value = _from_order(middle)
+        if float(scale.forward(np.array([value]))[0]) >= edge:
+            high = middle
+        else:
+            low = middle
+    return _from_order(high)
+
+
+def _ordered(values: F64) -> NDArray[np.int64]:
+    bits = values.view(np.int64)
+    return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
+
+
+def _from_order(order: int) -> float:
+    bits = order if order >= 0 else -(2**63) - order
+    return float(np.array([bits], np.int64).view(np.float64)[0])
+
+
+def _bent(corners: F64, markers: Sequence[str], own: Mapping[str, Scale]) -> tuple[tuple[float, float], ...]:
+    """Cut a polygon's edges at each step of its foreign scales and take the corners to linear values.
+
+    What is clamped to an end of a scale lies beyond every linear value there, so the polygon is drawn on to `_FAR`.
+    """
+    tables = [_table(own[marker]) if marker in own else None for marker in markers]
+    points: list[tuple[float, float]] = []
+    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        cuts = {0.0}
+        for axis, table in enumerate(tables):
+            if table is None or start[axis] == end[axis]:
+                continue
+            a, b = start[axis] * _STEPS, end[axis] * _STEPS
+            steps = np.arange(max(math.floor(min(a, b)) + 1, 0), min(math.ceil(max(a, b)), _STEPS + 1))
+            cuts.update(float(t) for t in (steps - a) / (b - a) if 0.0 < t < 1.0)
+        for t in sorted(cuts):
+            at = start + t * (end - start)
+            points.extend(_placed(at, start, end, tables))
+    return tuple(points)
+
+
+def _table(scale: Scale) -> tuple[F64, bool, bool]:
+    """Return the linear value at each step, and whether the scale is clamped at either end."""
+    inverse = getattr(scale, "inverse", None)
+    steps = np.arange(_STEPS + 1) / _STEPS
+    if inverse is not None:
+        values = np.asarray(inverse(steps), np.float64)
+    else:
+        values = np.array([_first(scale, float(step)) for step in steps])
+    clamped = scale.forward(np.array([-_FAR, _FAR]))
+    return values, bool(clamped[0] >= 0.0), bool(clamped[1] <= 1.0)
+
+
+def _placed(
+    at: F64, start: F64, end: F64, tables: Sequence[tuple[F64, bool, bool] | None]
+) -> Iterator[tuple[float, float]]:
+    """Yield the linear corner; at the end of a clamped scale both the end's value and the far one, in path order."""
+    choices: list[list[float]] = []
+    for axis, table in enumerate(tables):
+        u = float(at[axis])
+        if table is None:
+            choices.append([u])
+            continue
+        values, low, high = table
+        near = float(np.interp(u * _STEPS, np.arange(_STEPS + 1), values))
+        direction = end[axis] - start[axis]
+        if low and u <= 0.0:
+            far = -_FAR
+            choices.append([far] if u < 0.0 or direction == 0 else [near, far] if direction < 0 else [far, near])
+        elif high and u >= 1.0:
+            far = _FAR
+            choices.append([far] if u > 1.0 or direction == 0 else [near, far] if direction > 0 else [far, near])
+        else:
+            choices.append([near])
+    x, y = choices
+    yield x[0], y[0]
+    if len(x) > 1 or len(y) > 1:
+        yield x[-1], y[-1]
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def export_gatingml(strategy: ForeignStrategy) -> tuple[bytes, tuple[QcFinding, ...]]:
+    """Write a strategy as Gating-ML 2.0; return the document, and a finding for what could not be written as it is."""
+    carried, findings = portable(strategy)
+    left: list[QcFinding] = list(findings)
+    known = {""}
+    kept = []
+    needed = {one.path: {one.parent} | _operands(one.gate) for one in carried.gates}
+    moved = True
+    while moved:
+        moved = False
+        for one in carried.gates:
+            if one.path not in known and needed[one.path] <= known:
+                known.add(one.path)
+                moved = True
+    for one in carried.gates:
+        if one.path in known:
+            kept.append(one)
+        else:
+            lacking = ", ".join(sorted(needed[one.path] - known))
+            left.append(_finding("GATE_NOT_EXPORTED", f"Gate {one.name} is left out: it needs {lacking}.", one.path))
+    return _Writer(replace(carried, gates=tuple(kept))).document(), tuple(left)
+
+
+def write_gatingml(strategy: ForeignStrategy) -> bytes:
+    """Write a strategy as Gating-ML 2.0, whole or not at all.
+
+    Raises
+    ------
+    ExportError
+        A gate cannot be written with the same members.
+    """
+    data, findings = export_gatingml(strategy)
+    if findings:
+        raise ExportError("; ".join(one.message for one in findings))
+    return data
+
+
+def _operands(gate: Gate) -> set[str]:
+    return {name for name, _ in gate.operands} if isinstance(gate, Boolean) else set()
+
+
+class _Writer:
+    """The state of writing one document: ids given so far, lines written so far."""
+
+    def __init__(self, strategy: ForeignStrategy) -> None:
+        self.strategy = strategy
+        self.lines: list[str] = []
+        self.taken: set[str] = set()
+        self.scale_ids: dict[str, str] = {}
+        self.ratio_ids: dict[str, str] = {}
+        self.matrix_ids = {FROM_FILE: FROM_FILE, UNCOMPENSATED: UNCOMPENSATED}
+        self.gate_ids: dict[str, str] = {}
+
+    def document(self) -> bytes:
+        used = [key for one in self.strategy.gates for key in gate_markers(one.gate)]
+        # A gate without sides of its own still needs a dimension to stand on.
+        dimensions = [self.strategy.dimensions[key] for key in dict.fromkeys(used)]
+        self.any_dimension = next(iter([*dimensions, *self.strategy.dimensions.values()]), None)
+        # Gates get their ids first: they are what people see.
+        for one in self.strategy.gates:
+            self.gate_ids[one.path] = self._gate_id(one)
+        self._line(0, '<?xml version="1.0" encoding="UTF-8"?>')
+        self._line(
+            0,
+            f"<gating:Gating-ML xmlns:gating={quoteattr(GATING)} xmlns:transforms={quoteattr(TRANSFORMS)} "
+            f"xmlns:data-type={quoteattr(DATATYPES)}>",
+        )
+        if self.any_dimension is not None and self.any_dimension not in dimensions:
+            dimensions.append(self.any_dimension)
+        for dimension in dimensions:
+            self._definitions(dimension)
+        for one in self.strategy.gates:
+            self._gate(one)
+        self._line(0, "</gating:Gating-ML>")
+        return ("\n".join(self.lines) + "\n").encode()
+
+    def _line(self, depth: int, text: str) -> None:
+        self.lines.append("  " * depth + text)
+
+    # -- ids --------------------------------------------------------------------------------------------------------
+
+    def _unique(self, *wishes: str) -> str:
+        for wish in wishes:
+            name = _legal(wish)
+            if name not in self.taken:
+                self.taken.add(name)
+                return name
+        number = 2
+        while f"{_legal(wishes[-1])}_{number}" in self.taken:
+            number += 1
+        return self._unique(f"{wishes[-1]}_{number}")
+
+    def _gate_id(self, one: ForeignGate) -> str:
+        """Return the name, else the name after those of its ancestors, as in `T_cells.CD4`."""
+        parts = [part for part in one.path.split("/") if part]
+        return self._unique(one.name, ".".join(parts) if parts else one.name)
+
+    # -- definitions ------------------------------------------------------------------------------------------------
+
+    def _definitions(self, dimension: Dimension) -> None:
+        scale, compensation = dimension.scale, dimension.compensation
+        if compensation not in self.matrix_ids:
+            self.matrix_ids[compensation] = self._unique(compensation)
+            self._matrix(self.strategy.matrices[compensation], self.matrix_ids[compensation])
+        if scale is not None and scale not in self.scale_ids:
+            params = self.strategy.scales[scale].params()  # type: ignore[attr-defined]
+            element, numbers, bounds = element_of(params)
+            self.scale_ids[scale] = self._unique(scale)
+            self._transformation(
+                self.scale_ids[scale], bounds, f"<transforms:{element} {_attributes('transforms', numbers)} />"
+            )
+        if dimension.ratio is not None and dimension.key not in self.ratio_ids:
+            x, y, a, b, c = dimension.ratio
+            self.ratio_ids[dimension.key] = self._unique(f"{x}_by_{y}", f"ratio_{dimension.key}")
+            low, high = dimension.ratio_bounds
+            bounds = {name: end for name, end in (("boundMin", low), ("boundMax", high)) if math.isfinite(end)}
+            self._transformation(
+                self.ratio_ids[dimension.key],
+                bounds,
+                f"<transforms:fratio {_attributes('transforms', {'A': a, 'B': b, 'C': c})}>",
+                f"  <data-type:fcs-dimension data-type:name={quoteattr(x)} />",
+                f"  <data-type:fcs-dimension data-type:name={quoteattr(y)} />",
+                "</transforms:fratio>",
+            )
+
+    def _transformation(self, own: str, bounds: Mapping[str, float], *body: str) -> None:
+        ends = f" {_attributes('transforms', bounds)}" if bounds else ""
+        self._line(1, f"<transforms:transformation transforms:id={quoteattr(own)}{ends}>")
+        for line in body:
+            self._line(2, line)
+        self._line(1, "</transforms:transformation>")
+
+    def _matrix(self, matrix: Matrix, own: str) -> None:
+        inverted = ' transforms:matrix-inverted-already="true"' if matrix.inverted else ""
+        self._line(1, f"<transforms:spectrumMatrix transforms:id={quoteattr(own)}{inverted}>")
+        for part, names in (("fluorochromes", matrix.fluorochromes), ("detectors", matrix.detectors)):
+            self._line(2, f"<transforms:{part}>")
+            for name in names:
+                self._line(3, f"<data-type:fcs-dimension data-type:name={quoteattr(name)} />")
+            self._line(2, f"</transforms:{part}>")
+        for row in matrix.values:
+            self._line(2, "<transforms:spectrum>")
+            for value in row:
+                self._line(3, f'<transforms:coefficient transforms:value="{_text(float(value))}" />')
+            self._line(2, "</transforms:spectrum>")
+        self._line(1, "</transforms:spectrumMatrix>")
+
+    # -- gates ------------------------------------------------------------------------------------------------------
+
+    def _gate(self, one: ForeignGate) -> None:
+        own, parent = self.gate_ids[one.path], self.gate_ids.get(one.parent, "")
+        match one.gate:
+            case Whole() | Nothing():
+                if self.any_dimension is None:
+                    raise ExportError(f"gate {one.name} holds everything or nothing, and the document has no dimension")
+                # Of equal ends min <= x < max holds no event (section 4.1).
+                empty = {"min": 0.0, "max": 0.0} if isinstance(one.gate, Nothing) else {}
+                self._rectangle(own, parent, one.name, [(self.any_dimension, empty)])
+            case Rectangle(markers=markers, low=low, high=high):
+                sides: dict[str, tuple[float, float]] = {}
+                for marker, lo, hi in zip(markers, low, high, strict=True):
+                    before = sides.get(marker, (-math.inf, math.inf))
+                    sides[marker] = (max(lo, before[0]), min(hi, before[1]))
+                self._rectangle(own, parent, one.name, [self._side(m, *ends) for m, ends in sides.items()])
+            case Intervals(marker=marker, ranges=ranges):
+                self._intervals(one, own, parent, marker, ranges)
+            case Polygon(markers=markers, vertices=vertices):
+                self._open("PolygonGate", own, parent, one.name)
+                for marker in markers:
+                    self._dimension(self.strategy.dimensions[marker], {})
+                for vertex in vertices:
+                    self._line(2, "<gating:vertex>")
+                    self._coordinates("coordinate", vertex)
+                    self._line(2, "</gating:vertex>")
+                self._line(1, "</gating:PolygonGate>")
+            case Ellipsoid(markers=markers, mean=mean, covariance=covariance, distance_square=limit):
+                self._open("EllipsoidGate", own, parent, one.name)
+                for marker in markers:
+                    self._dimension(self.strategy.dimensions[marker], {})
+                self._line(2, "<gating:mean>")
+                self._coordinates("coordinate", mean)
+                self._line(2, "</gating:mean>")
+                self._line(2, "<gating:covarianceMatrix>")
+                for row in covariance:
+                    self._line(3, "<gating:row>")
+                    self._coordinates("entry", row, depth=4)
+                    self._line(3, "</gating:row>")
+                self._line(2, "</gating:covarianceMatrix>")
+                self._line(2, f'<gating:distanceSquare data-type:value="{_text(limit)}" />')
+                self._line(1, "</gating:EllipsoidGate>")
+            case Boolean(operator=operator, operands=operands):
+                if operator == "and" and (one.parent, False) in operands:
+                    # A gate holds events of its parent anyway; FlowKit loses a gate that names its parent as operand.
+                    operands = tuple(pair for pair in operands if pair != (one.parent, False))
+                    if not operands:
+                        self._gate(replace(one, gate=Whole()))
+                        return
+                references = [(self.gate_ids[path], flag) for path, flag in operands]
+                self._boolean(own, parent, one.name, operator, references)
+
+    def _open(self, kind: str, own: str, parent: str, name: str) -> None:
+        above = f" gating:parent_id={quoteattr(parent)}" if parent else ""
+        self._line(1, f"<gating:{kind} gating:id={quoteattr(own)}{above}>")
+        if name != own:
+            self._line(2, "<data-type:custom_info>")
+            self._line(3, f"<flowmrd:gate xmlns:flowmrd={quoteattr(OURS)} name={quoteattr(name)} />")
+            self._line(2, "</data-type:custom_info>")
+
+    def _side(self, marker: str, low: float, high: float) -> tuple[Dimension, dict[str, float]]:
+        if low == math.inf or high == -math.inf:
+            low = high = 0.0  # no value is there; equal ends say so in finite numbers
+        ends = {name: end for name, end in (("min", low), ("max", high)) if math.isfinite(end)}
+        return self.strategy.dimensions[marker], ends
+
+    def _rectangle(
+        self, own: str, parent: str, name: str, sides: Sequence[tuple[Dimension, Mapping[str, float]]]
+    ) -> None:
+        self._open("RectangleGate", own, parent, name)
+        for dimension, ends in sides:
+            self._dimension(dimension, ends)
+        self._line(1, "</gating:RectangleGate>")
+
+    def _intervals(
+        self, one: ForeignGate, own: str, parent: str, marker: str, ranges: Sequence[tuple[float, float]]
+    ) -> None:
+        if len(ranges) < 2:
+            low, high = ranges[0] if ranges else (math.inf, -math.inf)
+            self._rectangle(own, parent, one.name, [self._side(marker, low, high)])
+            return
+        references = []
+        for number, (low, high) in enumerate(ranges, start=1):
+            part = self._unique(f"{own}.part{number}")
+            self._rectangle(part, parent, part, [self._side(marker, low, high)])
+            references.append((part, False))
+        self._boolean(own, parent, one.name, "or", references)
+
+    def _boolean(self, own: str, parent: str, name: str, operator: str, references: list[tuple[str, bool]]) -> None:
+        if operator == "not":
+            references = [(ref, not flag) for ref, flag in references]
+        if len(references) == 1:
+            # `and` and `or` take two operands or more (schema, TwoAndMoreOperands_BoolGate_Type).
+            references, operator = ([(references[0][0], False)], "not") if references[0][1] else (references * 2, "and")
+        elif operator == "not":
+            operator = "and"
+        self._open("BooleanGate", own, parent, name)
+        self._line(2, f"<gating:{operator}>")
+        for ref, flag in references:
+            complement = ' gating:use-as-complement="true"' if flag else ""
+            self._line(3, f"<gating:gateReference gating:ref={quoteattr(ref)}{complement} />")
+        self._line(2, f"</gating:{operator}>")
+        self._line(1, "</gating:BooleanGate>")
+
+    def _dimension(self, dimension: Dimension, ends: Mapping[str, float]) -> None:
+        attributes = f"gating:compensation-ref={quoteattr(self.matrix_ids[dimension.compensation])}"
+        if dimension.scale is not None:
+            attributes += f" gating:transformation-ref={quoteattr(self.scale_ids[dimension.scale])}"
+        if ends:
+            attributes += f" {_attributes('gating', ends)}"
+        self._line(2, f"<gating:dimension {attributes}>")
+        if dimension.ratio is None:
+            self._line(3, f"<data-type:fcs-dimension data-type:name={quoteattr(dimension.channel)} />")
+        else:
+            reference = quoteattr(self.ratio_ids[dimension.key])
+            self._line(3, f"<data-type:new-dimension data-type:transformation-ref={reference} />")
+        self._line(2, "</gating:dimension>")
+
+    def _coordinates(self, element: str, values: Sequence[float], depth: int = 3) -> None:
+        for value in values:
+            self._line(depth, f'<gating:{element} data-type:value="{_text(value)}" />')
+
+
+def _legal(name: str) -> str:
+    """Return a name as an XML id (NCName), which has no spaces, slashes or leading digits."""
+    if _ID.fullmatch(name):
+        return name
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return safe if _ID.fullmatch(safe) else f"_{safe}"
+
+
+def _attributes(prefix: str, numbers: Mapping[str, float]) -> str:
+    return " ".join(f'{prefix}:{name}="{_text(value)}"' for name, value in numbers.items())
+
+
+def _text(value: float) -> str:
+    """Return the shortest text that reads back as the same number."""
+    return repr(float(value))
