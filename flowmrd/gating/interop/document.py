@@ -224,7 +224,7 @@ class DimensionSource:
                 rows, weights, dimension = self._rows[key]
                 used = values[[place[index] for index in rows]]
                 # A channel taken as recorded keeps its exact value.
-                parts = used if weights.shape == (1, 1) and weights[0, 0] == 1.0 else weights @ used
+                parts = used if weights.shape == (1, 1) and weights[0, 0] == 1.0 else _mixed(weights, used)
                 if dimension.ratio is None:
                     linear[key] = parts[0]
                 else:
@@ -247,6 +247,16 @@ def _unmixing(matrix: Matrix) -> F64:
         raise LookupError(f"matrix {matrix.id!r} cannot be inverted: its spectra depend on one another")
     inverse = np.linalg.inv(matrix.values) if rows == columns else np.linalg.pinv(matrix.values)
     return np.asarray(inverse, np.float64)
+
+
+def _mixed(weights: F64, detectors: F64) -> list[F64]:
+    """Return the weighted sums of detectors, in one order whatever else is in the block, as `Block` does.
+
+    A matrix product would be as fast, but its last bit depends on how many channels are asked for at once.
+    """
+    if detectors.shape[1] == 1:  # the one shape that einsum sums in another order
+        return [one[:1] for one in _mixed(weights, np.repeat(detectors, 2, axis=1))]
+    return [np.asarray(np.einsum("j,jn->n", row, detectors), np.float64) for row in weights]
 
 
 class _Linear:

@@ -218,6 +218,8 @@ def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
             return Intervals(marker=marker, ranges=tuple((_first(scale, a), _first(scale, b)) for a, b in ranges))
         case Polygon(markers=markers, vertices=vertices):
             return Polygon(markers=markers, vertices=_bent(np.asarray(vertices), markers, own))
+        case Ellipsoid() if all(_affine(scale) for scale in own.values()):
+            return _stretched(gate, own)
         case Ellipsoid(markers=(x, y), mean=mean, covariance=covariance, distance_square=limit):
             angle = np.linspace(0.0, 2.0 * math.pi, _ELLIPSE_POINTS, endpoint=False)
             try:
@@ -228,6 +230,25 @@ def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
             return Polygon(markers=(x, y), vertices=_bent(corners, (x, y), own))
         case _:
             return None
+
+
+def _affine(scale: Scale) -> tuple[float, float] | None:
+    """Return (value at 0, value at 1) of a scale that is a straight line without ends."""
+    from flowmrd.gating.interop.vendor_scales import FlowJoLinear
+
+    return (scale.low / scale.gain, scale.high / scale.gain) if isinstance(scale, FlowJoLinear) else None
+
+
+def _stretched(gate: Ellipsoid, own: Mapping[str, Scale]) -> Gate:
+    """Take an ellipse from straight scales to linear values."""
+    lines = [_affine(own[marker]) if marker in own else (0.0, 1.0) for marker in gate.markers]
+    zeros, widths = (np.array(part) for part in zip(*((a, b - a) for a, b in filter(None, lines)), strict=True))
+    covariance = np.asarray(gate.covariance) * np.outer(widths, widths)
+    return replace(
+        gate,
+        mean=tuple(float(v) for v in zeros + np.asarray(gate.mean) * widths),
+        covariance=tuple(tuple(float(v) for v in row) for row in covariance),
+    )
 
 
 def _first(scale: Scale, edge: float) -> float:
@@ -272,7 +293,7 @@ def _bent(corners: F64, markers: Sequence[str], own: Mapping[str, Scale]) -> tup
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         cuts = {0.0}
         for axis, table in enumerate(tables):
-            if table is None or start[axis] == end[axis]:
+            if table is None or len(table) == 2 or start[axis] == end[axis]:
                 continue
             a, b = start[axis] * _STEPS, end[axis] * _STEPS
             steps = np.arange(max(math.floor(min(a, b)) + 1, 0), min(math.ceil(max(a, b)), _STEPS + 1))
@@ -283,8 +304,14 @@ def _bent(corners: F64, markers: Sequence[str], own: Mapping[str, Scale]) -> tup
     return tuple(points)
 
 
-def _table(scale: Scale) -> tuple[F64, bool, bool]:
-    """Return the linear value at each step, and whether the scale is clamped at either end."""
+_Table = tuple[F64, bool, bool]
+
+
+def _table(scale: Scale) -> _Table | tuple[float, float]:
+    """Return the linear value at each step, and whether the scale is clamped at either end; of a line, its ends."""
+    line = _affine(scale)
+    if line is not None:
+        return line
     inverse = getattr(scale, "inverse", None)
     steps = np.arange(_STEPS + 1) / _STEPS
     if inverse is not None:
@@ -296,7 +323,7 @@ def _table(scale: Scale) -> tuple[F64, bool, bool]:
 
 
 def _placed(
-    at: F64, start: F64, end: F64, tables: Sequence[tuple[F64, bool, bool] | None]
+    at: F64, start: F64, end: F64, tables: Sequence[_Table | tuple[float, float] | None]
 ) -> Iterator[tuple[float, float]]:
     """Yield the linear corner; at the end of a clamped scale both the end's value and the far one, in path order."""
     choices: list[list[float]] = []
@@ -304,6 +331,9 @@ def _placed(
         u = float(at[axis])
         if table is None:
             choices.append([u])
+            continue
+        if len(table) == 2:
+            choices.append([table[0] + u * (table[1] - table[0])])
             continue
         values, low, high = table
         near = float(np.interp(u * _STEPS, np.arange(_STEPS + 1), values))
