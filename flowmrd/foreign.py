@@ -40,6 +40,7 @@ from flowmrd.records import (
     table_rows,
     write_json,
     write_tables,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -241,7 +242,11 @@ def write_runs(runs: Sequence[ForeignRun], document: Path, out: Path) -> dict[st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountRow:
-    """One population's count in the document and here; `difference` is a fraction of theirs."""
+    """One population's count in the document and here.
+
+    `difference` is a fraction of their count; `raster_events` is how far off a program may be that evaluates this gate
+    on the raster of its display. `agrees` is `None` where either count is missing.
+    """
 
     acquisition: str
     population: str
@@ -249,27 +254,48 @@ class CountRow:
     their_events: int | None
     our_events: int | None
     difference: float | None
+    raster_events: int
     agrees: bool | None
 
 
-def compare_counts(run: ForeignRun, *, tolerance: float = 0.0) -> tuple[CountRow, ...]:
+COMPARISON: Mapping[str, str] = {
+    "acquisition": "String",
+    "population": "String",
+    "path": "String",
+    "their_events": "Int64",
+    "our_events": "Int64",
+    "difference": "Float64",
+    "raster_events": "Int64",
+    "agrees": "Boolean",
+}
+
+
+def compare_counts(run: ForeignRun, fcs: FcsFile, *, tolerance: float = 0.0) -> tuple[CountRow, ...]:
     """Set the counts that the document stores beside ours.
 
     Parameters
     ----------
     run : a file gated by the document
-    tolerance : largest difference, as a fraction of their count, that still agrees
+    fcs : the file
+    tolerance : largest difference, as a fraction of their count, that still agrees; within the raster of the foreign
+        program's display counts agree anyway
     """
+    from flowmrd.gating.interop.vendor_scales import BINS as RASTER
+    from flowmrd.gating.interop.vendor_scales import binning_bound
+
     if run.strategy is None or run.evaluation is None:
         return ()
     rows = []
     every = column_names(run.strategy.gates)
+    raster: Mapping[str, int] = {}
+    if any(RASTER in one.info for one in run.strategy.gates):
+        raster = binning_bound(run.strategy, fcs, run.evaluation.memberships)
     for one in run.strategy.gates:
         ours, theirs = run.evaluation.counts.get(one.path), one.count
         difference = agrees = None
         if ours is not None and theirs is not None:
             difference = (ours - theirs) / theirs if theirs else (0.0 if ours == 0 else math.inf)
-            agrees = abs(difference) <= tolerance
+            agrees = abs(ours - theirs) <= max(tolerance * theirs, raster.get(one.path, 0))
         rows.append(
             CountRow(
                 acquisition=run.result.acquisition,
@@ -278,10 +304,56 @@ def compare_counts(run: ForeignRun, *, tolerance: float = 0.0) -> tuple[CountRow
                 their_events=theirs,
                 our_events=ours,
                 difference=difference,
+                raster_events=raster.get(one.path, 0),
                 agrees=agrees,
             )
         )
     return tuple(rows)
+
+
+def write_comparison(rows: Sequence[CountRow], folder: Path) -> None:
+    """Write `comparison` as CSV and Parquet."""
+    import polars as pl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame(
+        [tuple(getattr(row, column) for column in COMPARISON) for row in rows],
+        schema={column: getattr(pl, kind) for column, kind in COMPARISON.items()},
+        orient="row",
+    )
+    with written(folder / "comparison.csv") as temporary:
+        frame.write_csv(temporary)
+    with written(folder / "comparison.parquet") as temporary:
+        frame.write_parquet(temporary, compression="zstd")
+
+
+def differing(run: ForeignRun, fcs: FcsFile, rows: Sequence[CountRow]) -> AcquisitionResult:
+    """Return the result with a panel for each gate whose counts differ, and a finding that says by how much."""
+    off = [row for row in rows if row.agrees is False]
+    if run.strategy is None or run.evaluation is None:
+        return run.result
+    findings = tuple(
+        QcFinding(
+            level=Level.WARNING,
+            code="COUNT_DIFFERS",
+            message=f"{row.population}: {row.our_events:,} events here, {row.their_events:,} in {run.strategy.source}.",
+            where=row.path,
+        )
+        for row in off
+    )
+    notes = tuple(
+        QcFinding(
+            level=Level.INFO,
+            code="COUNT_WITHIN_RASTER",
+            message=f"{row.population}: {row.our_events:,} events here, {row.their_events:,} in {run.strategy.source}; "
+            f"its display raster alone can move {row.raster_events:,}.",
+            where=row.path,
+        )
+        for row in rows
+        if row.agrees and row.our_events != row.their_events and row.raster_events
+    )
+    panels = foreign_panels(fcs, run.strategy, run.evaluation, run.names, only=[row.path for row in off])
+    return replace(run.result, findings=(*run.result.findings, *findings, *notes), panels=panels)
 
 
 # --------------------------------------------------------------------------------------------------------------- panels

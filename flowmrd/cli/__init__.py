@@ -12,13 +12,15 @@ from flowmrd import __version__
 # Command name -> module of this package holding a click command named `command`.
 COMMANDS = {
     "gate": "gate",
+    "gates": "gates",
     "inspect": "inspect_",
     "run": "run",
     "simulate": "simulate",
     "template": "template",
 }
 SUMMARIES = {
-    "gate": "Gate FCS files by a template, without clinical context.",
+    "gate": "Gate FCS files by a template or a foreign document.",
+    "gates": "Convert gates from and to other programs; compare counts.",
     "inspect": "Say what an FCS file holds and whether it can be trusted.",
     "run": "Run a manifest: gate, measure, report.",
     "simulate": "Make labelled synthetic acquisitions.",

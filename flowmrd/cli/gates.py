@@ -1,0 +1,190 @@
+"""`flowmrd gates`: gates from and to other programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flowmrd.cli import EXIT_SOME_FAILED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowmrd.errors import QcFinding
+    from flowmrd.fcs import FcsFile
+    from flowmrd.foreign import CountRow
+    from flowmrd.gating.interop.document import ForeignStrategy
+
+_DOCUMENT = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(name="gates", short_help="Convert gates from and to other programs; compare counts.")
+def command() -> None:
+    """Gates of Gating-ML 2.0, FlowJo, FACSDiva, Kaluza and openCyto: converted, and their counts compared with ours."""
+
+
+@command.command()
+@click.argument("document")
+@click.option("--to", "target", required=True, type=click.Choice(["template", "gatingml"]), help="What to write.")
+@click.option("--out", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option("--fcs", "fcs_path", type=_DOCUMENT, help="File to convert for; workspaces hold the gates of many.")
+@click.option("--tube", help="The tube or sample of the document, where the file's name does not say.")
+@click.option("--dataset", type=click.IntRange(1), help="Data set to read in files that hold several.")
+def convert(
+    document: str, target: str, out: Path, fcs_path: Path | None, tube: str | None, dataset: int | None
+) -> None:
+    """Convert DOCUMENT to a flowmrd template, or to Gating-ML 2.0.
+
+    DOCUMENT is a file of another program; with --to gatingml also a template (id or .toml), whose gates are placed on
+    the file of --fcs. What cannot be carried over is listed, and the exit code is 3.
+    """
+    from flowmrd.fcs import read_fcs
+
+    fcs = None if fcs_path is None else read_fcs(fcs_path, dataset=dataset)
+    strategy = _strategy(document, fcs, tube)
+    if target == "gatingml":
+        from flowmrd.gating.interop.export import export_gatingml
+
+        data, findings = export_gatingml(strategy)
+        _write(out, data)
+        complete = not findings and not strategy.unread
+        _list((*strategy.findings, *findings))
+        click.echo(f"{out}: Gating-ML 2.0, {len(strategy.gates)} gates read")
+    else:
+        complete = _to_template(strategy, out, fcs)
+    if not complete:
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _to_template(strategy: ForeignStrategy, out: Path, fcs: FcsFile | None) -> bool:
+    from flowmrd.gating.interop.as_template import to_template
+
+    converted = to_template(strategy, template_id=out.stem, fcs=fcs)
+    _write(out, converted.text.encode())
+    _list(converted.findings)
+    click.echo(f"{out}: template, {len(converted.names)} of {len(strategy.gates)} gates")
+    how = converted.compensation
+    if converted.matrix is not None:
+        channels, values = converted.matrix
+        path = out.with_suffix(".matrix.tsv")
+        rows = ["\t".join(("", *channels))]
+        rows += ["\t".join((name, *map(repr, map(float, row)))) for name, row in zip(channels, values, strict=True)]
+        _write(path, ("\n".join(rows) + "\n").encode())
+        how = str(path)
+    click.echo(f"run it with: flowmrd gate FILE --template {out} --matrix {how} --out DIR")
+    return converted.complete
+
+
+def _strategy(document: str, fcs: FcsFile | None, tube: str | None) -> ForeignStrategy:
+    """Read a foreign document, or place a template's gates on the file."""
+    from flowmrd.gating.interop.gatingml import read_gatingml
+    from flowmrd.gating.interop.load import detect, load_strategy
+    from flowmrd.gating.interop.xml import read_document
+
+    path = Path(document)
+    if document.endswith(".toml") or not path.is_file():
+        if fcs is None:
+            raise click.UsageError(
+                f"{document}: a template's gates are placed on a file; give it as --fcs"
+                if document.endswith(".toml") or "." not in document
+                else f"no such file: {document}"
+            )
+        return _placed(document, fcs)
+    if fcs is not None:
+        return load_strategy(path, fcs, tube=tube)
+    data = read_document(path)
+    if detect(data, path.name) != "gatingml":
+        raise click.UsageError(f"{path.name} holds gates of many files; say which with --fcs")
+    return read_gatingml(data, path.name)
+
+
+def _placed(template: str, fcs: FcsFile) -> ForeignStrategy:
+    from flowmrd.cytometry.events import EventSource, resolve_panel
+    from flowmrd.gating.engine import apply_template
+    from flowmrd.gating.interop.export import strategy_of
+    from flowmrd.gating.template import find_template
+
+    found = find_template(template)
+    panel = resolve_panel(found.channel, fcs.channels, tube=found.template.id)
+    source = EventSource(fcs, panel, found.channel, spillover=fcs.spillover)
+    return strategy_of(apply_template(source, found), source, fcs)
+
+
+@command.command()
+@click.argument("document", type=_DOCUMENT)
+@click.argument("files", nargs=-1, required=True, type=_DOCUMENT)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="Largest difference that still agrees, as a fraction of their count.",
+)
+@click.option("--tube", help="The tube or sample of the document, where the file's name does not say.")
+@click.option("--dataset", type=click.IntRange(1), help="Data set to read in files that hold several.")
+@click.option("--out", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for table and report.")
+def compare(
+    document: Path, files: tuple[Path, ...], tolerance: float, tube: str | None, dataset: int | None, out: Path | None
+) -> None:
+    """Compare the counts stored in DOCUMENT with ours on FILES.
+
+    Exit code 0: every stored count agrees; 3: one differs, or a gate or file could not be evaluated. A program that
+    evaluates its gates on the raster of its display may be off by the events within one step of an edge: `raster`.
+    """
+    from flowmrd.fcs import read_fcs
+    from flowmrd.foreign import compare_counts, differing, gate_by_document, write_comparison, write_runs
+
+    rows: list[CountRow] = []
+    results, runs = [], []
+    for path in files:
+        run = gate_by_document(path, document, tube=tube, dataset=dataset, panels=False)
+        runs.append(run)
+        if run.strategy is None:
+            results.append(run.result)
+            _list(run.result.findings)
+            continue
+        fcs = read_fcs(path, dataset=dataset)
+        mine = compare_counts(run, fcs, tolerance=tolerance)
+        rows.extend(mine)
+        results.append(differing(run, fcs, mine) if out is not None else run.result)
+        _list(run.evaluation.findings if run.evaluation is not None else ())
+    _print(rows)
+    if out is not None:
+        from dataclasses import replace
+
+        from flowmrd.reporting.report import render_report
+
+        write_comparison(rows, out)
+        record = write_runs([replace(run, result=one) for run, one in zip(runs, results, strict=True)], document, out)
+        click.echo(f"report: {render_report(results, record, out / 'report')}")
+    if any(row.agrees is False for row in rows) or not all(run.complete for run in runs):
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _print(rows: Sequence[CountRow]) -> None:
+    width = max([len(f"{row.acquisition} {row.population}") for row in rows], default=10)
+    click.echo(f"{'population':{width}} {'theirs':>10} {'ours':>10} {'difference':>11} {'raster':>7}")
+    for row in rows:
+        theirs, ours = (("-" if n is None else f"{n:,}") for n in (row.their_events, row.our_events))
+        difference = "-" if row.difference is None else f"{100 * row.difference:+.2f} %"
+        verdict = {True: "", False: "  differs", None: ""}[row.agrees]
+        name = f"{row.acquisition} {row.population}"
+        click.echo(f"{name:{width}} {theirs:>10} {ours:>10} {difference:>11} {row.raster_events:>7,}{verdict}")
+    stored = [row for row in rows if row.agrees is not None]
+    click.echo(f"{sum(bool(row.agrees) for row in stored)} of {len(stored)} stored counts agree")
+
+
+def _list(findings: Sequence[QcFinding]) -> None:
+    for finding in findings:
+        if finding.level != "info":
+            click.echo(f"{finding.level}: {finding.message}", err=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    from flowmrd.records import written
+
+    with written(path) as temporary:
+        temporary.write_bytes(data)
