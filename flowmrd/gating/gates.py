@@ -1,7 +1,8 @@
 """The closed set of gate geometries: containment and JSON form.
 
 Coordinates are scaled units of named markers (0 … 1 spans the marker's display scale). Edges follow Gating-ML 2.0 and
-FlowKit: a range is `low <= x < high`, a polygon includes its edge, an ellipsoid is `distance <= limit`.
+FlowKit: a range is `low <= x < high`, an ellipsoid is `distance <= limit`; a polygon holds its left and lower edges and
+not its right and upper ones (an event on the edge between two polygons is in one of them), as flowutils counts.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polygon:
-    """Inside or on the edge of a simple polygon; `vertices` are (x, y) pairs, closed implicitly."""
+    """Inside a polygon, or on a left or lower edge; `vertices` are (x, y) pairs, closed implicitly.
+
+    Where the polygon crosses itself, events that it winds around an even number of times are outside.
+    """
 
     markers: tuple[str, str]
     vertices: tuple[tuple[float, float], ...]
@@ -142,7 +146,7 @@ def _in_polygon(vertices: Sequence[tuple[float, float]], x: NDArray[np.float64],
 
 
 def points_in_polygon(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
-    """Say exactly which points lie inside a polygon of `corners` (v, 2) or on its edge (flowutils' winding number)."""
+    """Say exactly which points a polygon of `corners` (v, 2) holds (flowutils' winding count, odd is inside)."""
     from flowutils.gating import points_in_polygon as wound
 
     points = np.empty((x.size, 2))
