@@ -88,13 +88,15 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         for one in template.override
         if one.subject == acquisition.subject
     }
-    gating = apply_template(source, template, overrides=overrides)
+    usable, unusable = _usable(fcs, source)
+    gating = apply_template(source, template, overrides=overrides, usable=usable)
     time = _time_quality(source, template)
     margins, margin_findings = _margins(fcs, source, template)
     findings = [
         *acquisition.findings,
         *fcs.findings,
         *panel.findings,
+        *unusable,
         *matrix_findings,
         *(time.findings if time else ()),
         *margin_findings,
@@ -122,7 +124,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         events=fcs.event_count,
         qc=quality.overall(findings),
         compensation=statement,
-        populations=_population_rows(gating, template, fcs.event_count),
+        populations=_population_rows(gating, template),
         gates=_placed_rows(gating, template),
         measurements=tuple(row for row, _, _ in measured),
         wording=tuple(text for _, text, _ in measured),
@@ -172,6 +174,21 @@ def _compensation(
         f"matrix file {Path(wanted).name}, {len(spillover.channels)} channels, SHA-256 {digest[:12]}",
         findings,
     )
+
+
+def _usable(fcs: FcsFile, source: EventSource) -> tuple[NDArray[np.bool_] | None, tuple[QcFinding, ...]]:
+    """Say which events have a number in every marker of the panel; `None` where the file holds nothing else."""
+    if not {finding.code for finding in fcs.findings} & {"VALUES_NAN", "VALUES_INFINITE"}:
+        return None, ()
+    usable = np.ones(source.event_count, np.bool_)
+    for start, block in source.blocks(source.markers):
+        for marker in source.markers:
+            usable[start : start + block.size] &= np.isfinite(block.linear(marker))
+    lost = int(usable.size - np.count_nonzero(usable))
+    if lost == 0:
+        return None, ()
+    message = f"{lost:,} events have a value that is no number in a marker of the panel; no gate counts them."
+    return usable, (QcFinding(level=Level.WARNING, code="EVENTS_EXCLUDED", message=message, where="root"),)
 
 
 def _scaled_blocks(source: EventSource, markers: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -391,8 +408,8 @@ def _measure(
     return row, result.wording, tuple(findings)
 
 
-def _population_rows(gating: GatingResult, template: GatingTemplate, events: int) -> tuple[PopulationRow, ...]:
-    counts: Mapping[str, int] = {ROOT: events, **gating.counts}
+def _population_rows(gating: GatingResult, template: GatingTemplate) -> tuple[PopulationRow, ...]:
+    counts: Mapping[str, int] = {ROOT: gating.memberships.root_count, **gating.counts}
     return tuple(
         PopulationRow(
             population=row.name,

@@ -37,13 +37,17 @@ class Placed:
 
 
 class Memberships:
-    """One bit an event and population, in file order."""
+    """One bit an event and population, in file order.
 
-    __slots__ = ("_bits", "event_count")
+    `usable` (n,) leaves events out of the root, and so of everything: those with a value that is no number.
+    """
 
-    def __init__(self, event_count: int) -> None:
+    __slots__ = ("_bits", "event_count", "root_count")
+
+    def __init__(self, event_count: int, *, usable: NDArray[np.bool_] | None = None) -> None:
         self.event_count = event_count
-        self._bits: dict[str, NDArray[np.uint8]] = {}
+        self.root_count = event_count if usable is None else int(np.count_nonzero(usable))
+        self._bits: dict[str, NDArray[np.uint8]] = {} if usable is None else {ROOT: np.packbits(usable)}
 
     def add(self, population: str) -> NDArray[np.uint8]:
         """Return the empty bits of a new population, for the engine to fill."""
@@ -54,7 +58,7 @@ class Memberships:
     def mask(self, population: str, start: int = 0, size: int | None = None) -> NDArray[np.bool_]:
         """Membership of events start … start + size; `start` is a multiple of 8."""
         size = self.event_count - start if size is None else size
-        if population == ROOT:
+        if population == ROOT and ROOT not in self._bits:
             return np.ones(size, np.bool_)
         part = self._bits[population][start // 8 : (start + size + 7) // 8]
         return np.unpackbits(part, count=size).view(np.bool_)
@@ -75,7 +79,11 @@ class GatingResult:
 
 
 def apply_template(
-    source: EventSource, template: GatingTemplate, *, overrides: Mapping[str, tuple[Gate, str]] | None = None
+    source: EventSource,
+    template: GatingTemplate,
+    *,
+    overrides: Mapping[str, tuple[Gate, str]] | None = None,
+    usable: NDArray[np.bool_] | None = None,
 ) -> GatingResult:
     """Place and evaluate every population of a template.
 
@@ -84,13 +92,14 @@ def apply_template(
     source : scaled events of the file
     template : the strategy
     overrides : population → (gate, who drew it and on what) that replaces the template's
+    usable : (n,) false for events that no gate may see; all are usable when `None`
 
     Raises
     ------
     GatingError
         A gate cannot be evaluated at all.
     """
-    walk = _Walk(source, template, overrides or {})
+    walk = _Walk(source, template, overrides or {}, usable)
     walk.run()
     return GatingResult(
         template=template,
@@ -170,14 +179,18 @@ class _Walk:
     """The state of one placement: what is placed, what is evaluated, what is still to do."""
 
     def __init__(
-        self, source: EventSource, template: GatingTemplate, overrides: Mapping[str, tuple[Gate, str]]
+        self,
+        source: EventSource,
+        template: GatingTemplate,
+        overrides: Mapping[str, tuple[Gate, str]],
+        usable: NDArray[np.bool_] | None,
     ) -> None:
         self.source = source
         self.template = template
         self.overrides = overrides
         self.placed: dict[str, Placed] = {}
         self.counts: dict[str, int] = {}
-        self.memberships = Memberships(source.event_count)
+        self.memberships = Memberships(source.event_count, usable=usable)
         self.findings: list[QcFinding] = []
         self.markers = frozenset(source.markers)
 
@@ -308,7 +321,7 @@ class _Walk:
     # -- placing ----------------------------------------------------------------------------------------------------
 
     def _place_from(self, row: Population, gathered: Mapping[tuple[str, str], NDArray[np.float32]]) -> None:
-        count = self.source.event_count if row.parent == ROOT else self.counts[row.parent]
+        count = self.memberships.root_count if row.parent == ROOT else self.counts[row.parent]
         notes: list[str] = []
         for choice in self._available(row):
             one = typed(choice)

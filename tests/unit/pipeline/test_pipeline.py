@@ -82,7 +82,9 @@ def test_each_result_says_how_it_was_compensated(shared_fcs: Path) -> None:
     template = find_template("aieop-bfm-syto")
 
     def compensation(**settings: str) -> str:
-        return analyse(Acquisition(name="a", path=path, tube=""), template, Settings(**settings)).result.compensation
+        return analyse(
+            Acquisition(name="a", path=path, tube=""), template, Settings.model_validate(settings)
+        ).result.compensation
 
     assert compensation().startswith("$SPILLOVER of the file, 8 channels, SHA-256 ")
     assert compensation(matrix="none") == "none applied: declared so"
@@ -182,3 +184,36 @@ def test_a_file_of_no_events_is_gated_without_a_number(tmp_path: Path, repositor
     row = outcome.result.measurements[0]
     assert (row.numerator_events, row.denominator_events, row.fraction, row.value) == (0, 0, None, None)
     assert row.mrd_neg_1e4 == "NE"
+
+
+def test_events_with_a_value_that_is_no_number_are_counted_nowhere(
+    tmp_path: Path, repository: Path, tube: GatingTemplate
+) -> None:
+    from flowmrd.fcs import write_fcs
+
+    source = read_fcs(next(iter(sorted((repository / "sample_fcs").glob("*normal*.fcs")))))
+    values = np.array(source.events())
+    marker = next(channel.index for channel in source.channels if channel.pns == "CD20")
+
+    def analysed(path: Path) -> AcquisitionResult:
+        return analyse(Acquisition(name="a", path=str(path), tube=""), tube, Settings()).result
+
+    def counts(result: AcquisitionResult) -> dict[str, int]:
+        return {row.population: row.events for row in result.populations}
+
+    write_fcs(tmp_path / "whole.fcs", values, source.channels, spillover=source.spillover)
+    write_fcs(tmp_path / "shorter.fcs", values[:, :-100], source.channels, spillover=source.spillover)
+    # The writer refuses NaN, so it is put into the bytes of a good file: the last 100 events lose their CD20.
+    raw = bytearray((tmp_path / "whole.fcs").read_bytes())
+    keywords = read_fcs(tmp_path / "whole.fcs").keywords
+    begin, width = int(keywords["$BEGINDATA"]), 4 * len(source.channels)
+    order = "<f4" if keywords["$BYTEORD"].startswith("1") else ">f4"
+    for row in range(source.event_count - 100, source.event_count):
+        at = begin + row * width + 4 * marker
+        raw[at : at + 4] = np.array([np.nan], order).tobytes()
+    damaged = tmp_path / "damaged.fcs"
+    damaged.write_bytes(raw)
+    result = analysed(damaged)
+    assert "EVENTS_EXCLUDED" in codes(result)
+    assert counts(result) == counts(analysed(tmp_path / "shorter.fcs"))
+    assert counts(result)["viable"] < counts(analysed(tmp_path / "whole.fcs"))["viable"]
