@@ -1,6 +1,6 @@
 """Panels for the report: density of every event of a parent, the gates drawn on it, and each target event.
 
-Binning is by byte: each marker of a block is turned into a bin number once, and a panel is a count of pairs of bytes.
+Binning is by byte: each marker of a block is turned into bin numbers once, and a panel is a count of pairs of bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.events import EventSource, Role
+from flowmrd.cytometry.binning import Binner, make_binner
+from flowmrd.cytometry.events import Block, EventSource, Role
 from flowmrd.cytometry.transforms import Transform
+from flowmrd.gating.containment import Members
 from flowmrd.gating.engine import GatingResult, Placed
 from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Polygon, Rectangle
 from flowmrd.gating.template import ROOT, GatingTemplate, Population
 from flowmrd.records import BINS, Axis, GateShape, PlotPanel
 
 ELLIPSE_POINTS = 72
+_BLOCK_EVENTS = 65536
+_COUNT_AT_ONCE = 1 << 18
 OPEN = (-math.inf, math.inf)
 
 
@@ -39,41 +43,24 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
     template = result.template
     views = _views(template, source.markers)
     axes = _axes(source, template, {marker for view in views for marker in (view.x, view.y)})
+    binners = {marker: make_binner(source.transforms[marker], axis.lo, axis.hi) for marker, axis in axes.items()}
     target = template.target
-    density = [np.zeros(BINS * BINS, np.uint32) for _ in views]
-    points: list[list[NDArray[np.float32]]] = [[] for _ in views]
+    parents = {view.parent for view in views}
+    pairs = [_Pairs() for _ in views]
+    hits = _Hits()
     markers = tuple(marker for marker in source.markers if marker in axes)
-    parents = sorted({view.parent for view in views})
-    for start, block in source.blocks(markers):
-        bins: dict[str, NDArray[np.uint8]] = {}
-        rows: dict[str, NDArray[np.intp] | None] = {ROOT: None}
-        for parent in parents:
-            if parent != ROOT:
-                rows[parent] = np.flatnonzero(result.memberships.mask(parent, start, block.size))
-        hits = result.memberships.mask(target, start, block.size) if target else np.zeros(block.size, np.bool_)
-        target_rows = np.flatnonzero(hits)
-        for k, view in enumerate(views):
-            here = rows[view.parent]
-            if here is not None and here.size == 0:
-                continue
-            x, y = (_bins(bins, marker, block.scaled(marker), axes[marker]) for marker in (view.x, view.y))
-            if here is None:
-                pair = y.astype(np.uint16)
-                pair <<= 8
-                pair |= x
-            else:
-                pair = y[here].astype(np.uint16)
-                pair <<= 8
-                pair |= x[here]
-            density[k] += np.bincount(pair, minlength=BINS * BINS).astype(np.uint32)
-            if target_rows.size:
-                inside = target_rows
-                if here is not None:
-                    inside = target_rows[result.memberships.mask(view.parent, start, block.size)[target_rows]]
-                if inside.size:
-                    points[k].append(
-                        np.stack([block.scaled(view.x)[inside], block.scaled(view.y)[inside]]).astype(np.float32)
-                    )
+    # Views of one parent follow each other: what is gathered for its events serves them all.
+    order = sorted(range(len(views)), key=lambda k: views[k].parent)
+    for start, block in source.blocks(markers, block_events=_BLOCK_EVENTS):
+        bins = _BlockBins(block, binners)
+        inside = {parent: Members(result.memberships.mask(parent, start, block.size)) for parent in parents}
+        for k in order:
+            members = inside[views[k].parent]
+            if members.count:
+                pairs[k].add(bins.pairs(views[k].x, views[k].y, members))
+        if target:
+            hits.add(block, Members(result.memberships.mask(target, start, block.size)), markers, inside)
+    shown = hits.scaled(source)
     panels = []
     for k, view in enumerate(views):
         count = source.event_count if view.parent == ROOT else result.counts[view.parent]
@@ -84,9 +71,9 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
                 parent_events=count,
                 x=axes[view.x],
                 y=axes[view.y],
-                density=density[k].reshape(BINS, BINS),
+                density=pairs[k].density(),
                 gates=tuple(_shape(template, result, name, view, count) for name in view.rows),
-                target=np.concatenate(points[k], axis=1) if points[k] else np.empty((2, 0), np.float32),
+                target=hits.of(view, shown),
                 target_name=target,
                 purpose=view.purpose,
             )
@@ -94,16 +81,92 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
     return tuple(panels)
 
 
-def _bins(
-    cache: dict[str, NDArray[np.uint8]], marker: str, values: NDArray[np.float64], axis: Axis
-) -> NDArray[np.uint8]:
-    found = cache.get(marker)
-    if found is None:
-        scaled = (values - axis.lo) * (BINS / (axis.hi - axis.lo))
-        np.clip(scaled, 0, BINS - 1, out=scaled)
-        found = np.nan_to_num(scaled, copy=False, nan=0.0).astype(np.uint8)
-        cache[marker] = found
-    return found
+class _BlockBins:
+    """Bins of the markers of one block: of all its events, or of a small population's only."""
+
+    __slots__ = ("_binners", "_block", "_few", "_few_of", "_whole")
+
+    def __init__(self, block: Block, binners: Mapping[str, Binner]) -> None:
+        self._block = block
+        self._binners = binners
+        self._whole: dict[str, NDArray[np.uint8]] = {}
+        self._few: dict[str, NDArray[np.uint8]] = {}
+        self._few_of: Members | None = None
+
+    def pairs(self, x: str, y: str, members: Members) -> NDArray[np.uint16]:
+        """Return `256 * y + x` of each member."""
+        few = members.sparse
+        if few and self._few_of is not members:
+            self._few, self._few_of = {}, members
+        known = self._few if few else self._whole
+        for marker in (x, y):
+            if marker not in known:
+                linear = self._block.linear(marker, members.rows if few else None)
+                known[marker] = self._binners[marker](linear)
+        pair = known[y].astype(np.uint16)
+        pair <<= 8
+        pair |= known[x]
+        return pair if few or members.count == self._block.size else pair[members.rows]
+
+
+class _Hits:
+    """Linear values of every target event, and which parents hold it."""
+
+    __slots__ = ("_linear", "_parents")
+
+    def __init__(self) -> None:
+        self._linear: dict[str, list[NDArray[np.float64]]] = {}
+        self._parents: dict[str, list[NDArray[np.bool_]]] = {}
+
+    def add(self, block: Block, target: Members, markers: Sequence[str], inside: Mapping[str, Members]) -> None:
+        """Take the target events of a block."""
+        if target.count:
+            for marker in markers:
+                # A copy: where every event is a target, the block hands out its own column.
+                self._linear.setdefault(marker, []).append(block.linear(marker, target.rows).copy())
+            for parent, members in inside.items():
+                self._parents.setdefault(parent, []).append(members.mask[target.rows])
+
+    def scaled(self, source: EventSource) -> dict[str, NDArray[np.float32]]:
+        """Return all target events' scaled values by marker."""
+        return {
+            marker: source.transforms[marker].forward(np.concatenate(parts)).astype(np.float32)
+            for marker, parts in self._linear.items()
+        }
+
+    def of(self, view: _View, scaled: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return x and y (2, n) of the target events inside a view's parent."""
+        if not scaled:
+            return np.empty((2, 0), np.float32)
+        here = np.concatenate(self._parents[view.parent])
+        return np.stack([scaled[view.x][here], scaled[view.y][here]])
+
+
+class _Pairs:
+    """Counts of pairs of bytes, many at a time, because each counting goes through all 65,536 cells."""
+
+    __slots__ = ("_counts", "_size", "_waiting")
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(BINS * BINS, np.int64)
+        self._waiting: list[NDArray[np.uint16]] = []
+        self._size = 0
+
+    def add(self, pairs: NDArray[np.uint16]) -> None:
+        self._waiting.append(pairs)
+        self._size += pairs.size
+        if self._size >= _COUNT_AT_ONCE:
+            self._count()
+
+    def density(self) -> NDArray[np.uint32]:
+        """Return the counts (BINS, BINS), `[iy, ix]`."""
+        self._count()
+        return self._counts.astype(np.uint32).reshape(BINS, BINS)
+
+    def _count(self) -> None:
+        if self._waiting:
+            self._counts += np.bincount(np.concatenate(self._waiting), minlength=BINS * BINS)
+            self._waiting, self._size = [], 0
 
 
 def _views(template: GatingTemplate, markers: Sequence[str]) -> list[_View]:
