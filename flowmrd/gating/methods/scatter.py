@@ -78,13 +78,6 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
     keep = np.r_[True, np.diff(centre) > 1e-6]
     centre, middle, spread = centre[keep], middle[keep], spread[keep]
     centre, middle, spread = _course_of_singles(centre, middle, spread, params.leave)
-    floor = np.interp(x, centre, middle - params.lower * spread)
-    ceiling = np.interp(x, centre, middle + params.upper * spread)
-    removed = float(np.mean((y < floor) | (y > ceiling)))
-    if removed > params.max_removed:
-        raise NotFound(
-            f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed"
-        )
     # Past the outermost bins the course goes on with the slope it has there.
     if centre.size > 1:
         slopes = (
@@ -93,19 +86,22 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
         )
     else:
         slopes = (0.0, 0.0)
-    ends = (
-        (FAR_LOW, middle[0] + slopes[0] * (FAR_LOW - centre[0]), spread[0]),
-        (FAR_HIGH, middle[-1] + slopes[1] * (FAR_HIGH - centre[-1]), spread[-1]),
-    )
-    course = (
-        ends[0],
-        *((float(c), float(m), float(s)) for c, m, s in zip(centre, middle, spread, strict=True)),
-        ends[1],
-    )
+    centre = np.r_[FAR_LOW, centre, FAR_HIGH]
+    ends = (middle[0] + slopes[0] * (FAR_LOW - centre[1]), middle[-1] + slopes[1] * (FAR_HIGH - centre[-2]))
+    middle = np.r_[ends[0], middle, ends[1]]
+    spread = np.r_[spread[0], spread, spread[-1]]
+    floor = np.interp(x, centre, middle - params.lower * spread)
+    ceiling = np.interp(x, centre, middle + params.upper * spread)
+    removed = float(np.mean((y < floor) | (y > ceiling)))
+    if removed > params.max_removed:
+        raise NotFound(
+            f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed"
+        )
+    course = tuple((float(c), float(m), float(s)) for c, m, s in zip(centre, middle, spread, strict=True))
     return Found(
-        values={"removed": removed, "spread": float(np.median(spread))},
+        values={"removed": removed, "spread": float(np.median(spread[1:-1]))},
         extra=course,
-        note=f"band of {centre.size} segments, {removed:.1%} outside",
+        note=f"band of {centre.size - 2} segments, {removed:.1%} outside",
     )
 
 
