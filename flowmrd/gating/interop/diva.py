@@ -258,16 +258,13 @@ def _compensation(
         return {}, UNCOMPENSATED, []
     rows = [one for one in parameters.values() if one.compensation]
     names = tuple(one.name for one in rows)
-    weights = np.array([one.compensation for one in rows], np.float64) if rows else np.empty((0, 0))
-    square = weights.ndim == 2 and weights.shape == (len(rows), len(rows)) and len(rows) > 0
-    if not square or abs(np.linalg.det(weights)) < 1e-12:
-        if rows:
-            return (
-                {},
-                FROM_FILE,
-                [_note("MATRIX_UNUSED", "The tube's compensation is unreadable; the file's is used.")],
-            )
-        return {}, FROM_FILE, []
+    otherwise = UNCOMPENSATED if fcs.spillover is None else FROM_FILE
+    if not rows:
+        return {}, otherwise, []
+    square = all(len(one.compensation) == len(rows) for one in rows)
+    weights = np.array([one.compensation for one in rows], np.float64) if square else np.zeros((1, 1))
+    if np.linalg.matrix_rank(weights) < len(rows):
+        return {}, otherwise, [_note("MATRIX_UNUSED", "The tube's compensation is unreadable; the file's is used.")]
     values = np.ascontiguousarray(np.linalg.inv(weights).T, np.float64)
     values.flags.writeable = False
     findings = []

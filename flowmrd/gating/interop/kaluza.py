@@ -349,8 +349,9 @@ def _compensation(
 ) -> tuple[Matrix | None, str, list[QcFinding]]:
     """Return the matrix that the protocol applies: V of the light of colour C is seen in detector S."""
     element = _child(protocol, "Compensation")
+    otherwise = UNCOMPENSATED if fcs.spillover is None else FROM_FILE
     if element is None:
-        return None, FROM_FILE, []
+        return None, otherwise, []
     cells = [cell for group in _children(element, "S") for cell in _children(group, "SV")]
     if not cells:
         return None, UNCOMPENSATED, []
@@ -367,15 +368,15 @@ def _compensation(
                 values[order.index(colour), order.index(seen)] = _real(cell.get("V"), "a spillover value")
     except _Unreadable as error:
         message = f"The protocol's compensation cannot be read ({error}); the file's is used."
-        return None, FROM_FILE, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
+        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
     channels = tuple(names[detector] for detector in order)
     if len(set(channels)) != len(channels) or not order or np.linalg.matrix_rank(values) < len(order):
         message = "The protocol's compensation cannot be inverted; the file's is used."
-        return None, FROM_FILE, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
+        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
     findings = []
     if not set(channels) <= {channel.pnn for channel in fcs.channels}:
         message = "The file lacks detectors that the protocol compensates; the file's own compensation is used."
-        return None, FROM_FILE, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
+        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
     if fcs.spillover is not None and set(channels) <= set(fcs.spillover.channels):
         places = [fcs.spillover.channels.index(channel) for channel in channels]
         stored = fcs.spillover.matrix[np.ix_(places, places)]
@@ -503,8 +504,9 @@ def _dimension(reading: _Reading, name: str, letter: str) -> str:
 
 def _scale(kind: str, measurement: Measurement) -> Scale:
     given = measurement.scales.get(kind, {})
-    # What lies beyond the plot is drawn on its first or last channel, whose middle is half a channel from the border.
-    low, high = 0.5 / _DISPLAY, 1.0 - 0.5 / _DISPLAY
+    # What lies beyond the plot is drawn on its first or last channel; gates drawn to the border end half a channel
+    # from it, and the edge of a polygon is nobody's.
+    low, high = 0.75 / _DISPLAY, 1.0 - 0.75 / _DISPLAY
     if kind == "LinearScale":
         return Clipped(scale=FlowJoLinear(low=0.0, high=measurement.top), low=low, high=high)
     decades = _real(given.get("D", "4" if kind == "LogScale" else "4.5"), f"the decades of {measurement.name}")

@@ -28,6 +28,8 @@ _LN10 = math.log(10.0)
 _BIEX_CHANNELS = 4096
 DIVA_CHANNELS = 4096
 DIVA_DECADES = 4.5
+# Diva draws gates from 0 to the last channel; what piles up there is kept this far (channels) inside such an edge.
+_INSIDE = 0.25
 
 
 def _given(values: F64, out: F64 | None) -> F64:
@@ -206,17 +208,23 @@ def diva_biexponential(scale_value: float, *, top: float = 262144.0) -> Clipped:
     width = 0.0
     if scale_value > 0:
         width = min(max((DIVA_DECADES - math.log10(top / scale_value)) / 2.0, 0.0), DIVA_DECADES / 2.0)
-    return Clipped(scale=Logicle(T=top, W=width, M=DIVA_DECADES), high=1.0 - 1.0 / DIVA_CHANNELS)
+    return Clipped(scale=Logicle(T=top, W=width, M=DIVA_DECADES), low=_INSIDE / DIVA_CHANNELS, high=_end(DIVA_CHANNELS))
 
 
 def diva_log(*, top: float = 262144.0) -> Clipped:
     """Return Diva's log axis: `log10(x) / log10(top)`, values of 1 and below at the bottom."""
-    return Clipped(scale=LogBelowTop(top=top, decades=math.log10(top)), high=math.log10(top - 1.0) / math.log10(top))
+    decades = math.log10(top)
+    high = math.log10(top - 1.0 - _INSIDE) / decades
+    return Clipped(scale=LogBelowTop(top=top, decades=decades), low=_INSIDE / DIVA_CHANNELS, high=high)
 
 
 def diva_linear(*, top: float = 262144.0) -> Clipped:
     """Return Diva's linear axis: `x / top`."""
-    return Clipped(scale=FlowJoLinear(low=0.0, high=top), high=(top - 1.0) / top)
+    return Clipped(scale=FlowJoLinear(low=0.0, high=top), low=_INSIDE / top, high=_end(top))
+
+
+def _end(channels: float) -> float:
+    return (channels - 1.0 - _INSIDE) / channels
 
 
 def _require(holds: bool, expected: str, got: object) -> None:  # noqa: FBT001

@@ -1,0 +1,152 @@
+"""Gates of other programs on the files they were drawn on, against the counts that those programs stored."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from flowmrd.fcs import FcsFile, read_fcs
+from flowmrd.gating.gates import Rectangle
+from flowmrd.gating.interop import diva, flowjo, kaluza
+from flowmrd.gating.interop.document import Evaluation, ForeignStrategy, evaluate
+from flowmrd.gating.interop.vendor_scales import BINS, binning_bound
+
+DIVA_47333 = {
+    "P1": 88871,
+    "P2": 88825,
+    "P3": 87029,
+    "Syto +": 84210,
+    "Singlets": 81406,
+    "Viable": 80401,
+    "CD19+": 16189,
+    "PZ": 576,
+    "mature B-cells": 15149,
+    "Blasts": 359,
+    "P4": 20069,
+    "Erythropoiese": 19205,
+}
+FLOWJO = (
+    ("workspaces/flowkit_simple_diamond/simple_diamond_example_quad_gate.wsp", "test_data_diamond_01.fcs"),
+    ("workspaces/flowkit_simple_diamond/test_data_diamond_asinh_rect.wsp", "test_data_diamond_01.fcs"),
+    ("workspaces/flowkit_simple_diamond/test_data_diamond_asinh_rect2.wsp", "test_data_diamond_01.fcs"),
+    ("workspaces/flowkit_simple_diamond/test_data_diamond_biex_rect.wsp", "test_data_diamond_01.fcs"),
+    ("workspaces/flowkit_simple_line/simple_poly_and_rect.wsp", "data_set_simple_line_100.fcs"),
+    ("workspaces/flowkit_simple_line/simple_poly_and_rect_v2_poly50.wsp", "data_set_simple_line_100.fcs"),
+    ("workspaces/flowkit_simple_line/single_ellipse_51_events.wsp", "data_set_simple_line_100.fcs"),
+    ("workspaces/flowsom_mouse_spleen/gating.wsp", "68983.fcs"),
+    ("abscount/CellCounts.wsp", "CellCounts4L-NY071-1.fcs"),
+    ("abscount/CellCounts.wsp", "CellCounts4L-NY072-1.fcs"),
+)
+
+
+def gated(reader: object, document: Path, fcs: FcsFile) -> tuple[ForeignStrategy, Evaluation]:
+    strategy = reader.read_strategy(document.read_bytes(), document.name, fcs)  # type: ignore[attr-defined]
+    return strategy, evaluate(strategy, fcs)
+
+
+def test_divas_own_counts_of_47333_are_met_within_half_a_percent_and_two_blasts(shared_fcs: Path) -> None:
+    fcs = read_fcs(shared_fcs / "ball_mrd_real/47333tubeB10001.fcs")
+    strategy, evaluation = gated(diva, shared_fcs / "ball_mrd_real/47333_diva.xml", fcs)
+    assert {one.name: one.count for one in strategy.gates} == DIVA_47333
+    assert strategy.events == fcs.event_count == 90041
+    for one in strategy.gates:
+        assert evaluation.counts[one.path] == pytest.approx(one.count, rel=0.005), one.path
+    blasts = next(one.path for one in strategy.gates if one.name == "Blasts")
+    assert abs(evaluation.counts[blasts] - 359) <= 2
+
+
+def test_a_file_whose_height_and_width_are_interchanged_is_gated_on_the_values_and_told(shared_fcs: Path) -> None:
+    fcs = read_fcs(shared_fcs / "ball_mrd_real/47333tubeB10001.fcs")
+    strategy, _ = gated(diva, shared_fcs / "ball_mrd_real/47333_diva.xml", fcs)
+    assert [finding.code for finding in strategy.findings] == ["PULSE_COLUMNS_SWAPPED"]
+    assert {d.channel for key, d in strategy.dimensions.items() if key.startswith("FSC-H")} == {"FSC-W"}
+
+
+def test_a_file_whose_height_and_width_are_right_is_left_alone(shared_fcs: Path) -> None:
+    folder = shared_fcs / "workspaces/diva_canto"
+    fcs = read_fcs(folder / "124500.fcs")
+    strategy, evaluation = gated(diva, folder / "PE_2.xml", fcs)
+    assert strategy.findings == ()
+    assert [one.count for one in strategy.gates] == [17902, 17543, 12334, 1160, 1100]
+    bound = binning_bound(strategy, fcs, evaluation.memberships)
+    for one in strategy.gates:
+        assert one.count is not None
+        assert evaluation.counts[one.path] == pytest.approx(one.count, rel=0.005)
+        assert abs(evaluation.counts[one.path] - one.count) <= bound[one.path]
+
+
+def test_the_tube_of_494_agrees_with_another_program_within_half_a_percent(shared_fcs: Path) -> None:
+    fcs = read_fcs(shared_fcs / "ball_mrd_real/123991.fcs")
+    strategy, evaluation = gated(diva, shared_fcs / "ball_mrd_real/494_diva.xml", fcs)
+    with (shared_fcs / "ball_mrd_real/494.counts.csv").open() as stream:
+        other = {row["gate"]: int(row["events"]) for row in csv.DictReader(stream)}
+    # The worksheet holds no counts of this tube: the zeros it stores are not counts.
+    assert {one.count for one in strategy.gates} == {None}
+    names = {"Blasts": "blast"}
+    for one in strategy.gates:
+        theirs = other[names.get(one.name, one.name.casefold())]
+        assert evaluation.counts[one.path] == pytest.approx(theirs, rel=0.005), one.path
+
+
+@pytest.mark.parametrize(("workspace", "file"), FLOWJO)
+def test_flowjos_counts_are_met_exactly_by_rectangles_and_within_the_raster_by_the_rest(
+    shared_fcs: Path, workspace: str, file: str
+) -> None:
+    document = shared_fcs / workspace
+    fcs = read_fcs(document.parent / file)
+    strategy, evaluation = gated(flowjo, document, fcs)
+    assert not strategy.findings
+    assert strategy.events == fcs.event_count
+    bound = binning_bound(strategy, fcs, evaluation.memberships)
+    rastered = {one.path for one in strategy.gates if BINS in one.info}
+    for one in strategy.gates:
+        if one.count is None:
+            continue
+        exact = isinstance(one.gate, Rectangle) and not any(one.path.startswith(f"{path}/") for path in rastered)
+        difference = abs(evaluation.counts[one.path] - one.count)
+        assert difference <= (0 if exact else bound[one.path]), one.path
+        # Real populations are off by less than one in five hundred; the hundred points on a line are all edge.
+        if fcs.event_count > 100:
+            assert difference <= max(5, one.count // 500), one.path
+
+
+def test_a_workspace_without_its_files_lists_its_tree_and_counts(shared_fcs: Path) -> None:
+    document = shared_fcs / "workspaces/flowjo_8color_counts_only/8_color_ICS.wsp"
+    nodes = flowjo.read_tree(document.read_bytes(), document.name)
+    assert len(nodes) == 42
+    assert len({node.sample for node in nodes}) == 3
+    first = nodes[0].sample
+    counts = {node.path: node.count for node in nodes if node.sample == first}
+    assert counts["/Time"] == 283968
+    assert counts["/Time/Singlets/aAmine-/CD3+/CD8+/TNFa+"] == 827
+
+
+def test_the_kaluza_container_is_read_into_its_whole_tree_with_scales(shared_fcs: Path) -> None:
+    document = shared_fcs / "kaluza/example_tubeB8.analysis"
+    nodes = kaluza.read_tree(document.read_bytes(), document.name)
+    cells = "/Syto +/singlets/viable"
+    assert [node.path for node in nodes] == [
+        "/Syto +",
+        "/Syto +/singlets",
+        cells,
+        f"{cells}/CD19+",
+        f"{cells}/Erythroblasts",
+        f"{cells}/CD19+/plasmacells",
+        f"{cells}/CD19+/mature B-cells",
+        f"{cells}/CD19+/Blasts",
+    ]
+    assert all(node.gate is not None for node in nodes)
+    assert nodes[0].axes == ("FL9 INT", "FS INT")
+    assert nodes[0].scales == ("O", "I")
+    assert nodes[-1].scales == ("C", "C")
+
+
+def test_the_kaluza_container_on_another_file_says_what_is_missing(shared_fcs: Path) -> None:
+    fcs = read_fcs(shared_fcs / "instruments/Beckman Coulter - Gallios.LMD")
+    _, evaluation = gated(kaluza, shared_fcs / "kaluza/example_tubeB8.analysis", fcs)
+    assert not evaluation.counts
+    codes = [finding.code for finding in evaluation.findings]
+    assert codes[0] == "OTHER_FILE"
+    assert codes.count("GATE_LEFT_OUT") == 8
