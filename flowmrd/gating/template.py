@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -218,9 +218,7 @@ def load_template(path: Path) -> GatingTemplate:
     try:
         template = GatingTemplate.model_validate({**document, "digest": hashlib.sha256(data).hexdigest()})
     except ValidationError as error:
-        raise ExceptionGroup(
-            "invalid template", [_located(fault, path.name, document) for fault in error.errors()]
-        ) from None
+        raise ExceptionGroup("invalid template", _located(error, path.name, document)) from None
     faults = list(_cross_check(template, path.name))
     if faults:
         raise ExceptionGroup("invalid template", faults)
@@ -234,25 +232,37 @@ def _frozen(node: Any) -> Any:
     return tuple(_frozen(value) for value in node) if isinstance(node, list) else node
 
 
-def _located(fault: Mapping[str, Any], source: str, document: Mapping[str, Any], prefix: str = "") -> TemplateError:
-    where = prefix
-    node: Any = document
-    for key in fault["loc"]:
-        where += f"[{key}]" if isinstance(key, int) else f".{key}" if where else str(key)
-        try:
-            node = node[key]
-        except (KeyError, IndexError, TypeError):
-            node = None
-        if isinstance(node, dict) and isinstance(key, int):
-            name = node.get("name") or node.get("marker") or node.get("analyte")
+def _located(error: ValidationError, source: str, document: Any, prefix: str = "") -> list[TemplateError]:
+    """Turn each fault into a message with its key path; a value that may be of several types is one fault."""
+    messages: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for fault in error.errors():
+        where = _key_path(fault["loc"], document, prefix)
+        text = "unknown key" if fault["type"] == "extra_forbidden" else str(fault["msg"])
+        messages.setdefault(where, []).append(text)
+        if fault["type"] not in {"extra_forbidden", "missing"} and not isinstance(fault["input"], dict):
+            values[where] = f", got {fault['input']!r}"
+    return [
+        TemplateError(" or: ".join(texts) + values.get(where, ""), source=source, where=where)
+        for where, texts in messages.items()
+    ]
+
+
+def _key_path(location: Sequence[int | str], document: Any, prefix: str) -> str:
+    where, node = prefix, document
+    for key in location:
+        if isinstance(key, int) and isinstance(node, tuple):
+            where, node = f"{where}[{key}]", node[key]
+            name = (
+                next((node[k] for k in ("name", "marker", "analyte") if k in node), "")
+                if isinstance(node, dict)
+                else ""
+            )
             where += f" ({name})" if name else ""
-    got = fault.get("input")
-    text = str(fault["msg"])
-    if fault["type"] == "extra_forbidden":
-        text = "unknown key"
-    elif fault["type"] != "missing" and not isinstance(got, dict):
-        text += f", got {got!r}"
-    return TemplateError(text, source=source, where=where)
+        elif isinstance(node, dict):
+            where, node = f"{where}.{key}" if where else str(key), node.get(key)
+        # What is left names one of the types that a value may have; it is no key of the document.
+    return where
 
 
 def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateError]:
@@ -280,8 +290,7 @@ def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateErro
             try:
                 dependencies = depends_on(choice)
             except ValidationError as error:
-                for one in error.errors():
-                    yield _located(one, source, choice.params, f"{place}.params")
+                yield from _located(error, source, choice.params, f"{place}.params")
                 continue
             for other in dependencies:
                 if other not in names:
