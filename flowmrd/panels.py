@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from flowmrd.records import BINS, Axis, GateShape, PlotPanel
 ELLIPSE_POINTS = 72
 _BLOCK_EVENTS = 65536
 _COUNT_AT_ONCE = 1 << 18
+# Where an ancestor's gate ends on a linear axis, the axis ends a quarter further on: nothing lies beyond.
+_ROOM = 1.25
 OPEN = (-math.inf, math.inf)
 
 
@@ -38,17 +40,26 @@ class _View:
     purpose: str
 
 
+# A marker and the end of its axis: what tells one set of bins from another.
+_Key = tuple[str, float]
+
+
 def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, ...]:
     """Bin every event for every view of the strategy, in one pass over the file."""
     template = result.template
     views = _views(template, source.markers)
-    axes = _axes(source, template, {marker for view in views for marker in (view.x, view.y)})
-    binners = {marker: make_binner(source.transforms[marker], axis.lo, axis.hi) for marker, axis in axes.items()}
+    whole = _axes(source, template, {marker for view in views for marker in (view.x, view.y)})
+    axes = [tuple(_zoomed(whole[marker], view.parent, result) for marker in (view.x, view.y)) for view in views]
+    binners = {
+        (axis.marker, axis.hi): make_binner(source.transforms[axis.marker], axis.lo, axis.hi)
+        for pair in axes
+        for axis in pair
+    }
     target = template.target
     parents = {view.parent for view in views}
     pairs = [_Pairs() for _ in views]
     hits = _Hits()
-    markers = tuple(marker for marker in source.markers if marker in axes)
+    markers = tuple(marker for marker in source.markers if marker in whole)
     # Views of one parent follow each other: what is gathered for its events serves them all.
     order = sorted(range(len(views)), key=lambda k: views[k].parent)
     for start, block in source.blocks(markers, block_events=_BLOCK_EVENTS):
@@ -57,7 +68,8 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
         for k in order:
             members = inside[views[k].parent]
             if members.count:
-                pairs[k].add(bins.pairs(views[k].x, views[k].y, members))
+                x, y = axes[k]
+                pairs[k].add(bins.pairs((x.marker, x.hi), (y.marker, y.hi), members))
         if target:
             hits.add(block, Members(result.memberships.mask(target, start, block.size)), markers, inside)
     shown = hits.scaled(source)
@@ -69,8 +81,8 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
                 parent=view.parent,
                 parent_path=template.path(view.parent) if view.parent != ROOT else "/root",
                 parent_events=count,
-                x=axes[view.x],
-                y=axes[view.y],
+                x=axes[k][0],
+                y=axes[k][1],
                 density=pairs[k].density(),
                 gates=tuple(_shape(template, result, name, view, count) for name in view.rows),
                 target=hits.of(view, shown),
@@ -86,23 +98,23 @@ class _BlockBins:
 
     __slots__ = ("_binners", "_block", "_few", "_few_of", "_whole")
 
-    def __init__(self, block: Block, binners: Mapping[str, Binner]) -> None:
+    def __init__(self, block: Block, binners: Mapping[_Key, Binner]) -> None:
         self._block = block
         self._binners = binners
-        self._whole: dict[str, NDArray[np.uint8]] = {}
-        self._few: dict[str, NDArray[np.uint8]] = {}
+        self._whole: dict[_Key, NDArray[np.uint8]] = {}
+        self._few: dict[_Key, NDArray[np.uint8]] = {}
         self._few_of: Members | None = None
 
-    def pairs(self, x: str, y: str, members: Members) -> NDArray[np.uint16]:
+    def pairs(self, x: _Key, y: _Key, members: Members) -> NDArray[np.uint16]:
         """Return `256 * y + x` of each member."""
         few = members.sparse
         if few and self._few_of is not members:
             self._few, self._few_of = {}, members
         known = self._few if few else self._whole
-        for marker in (x, y):
-            if marker not in known:
-                linear = self._block.linear(marker, members.rows if few else None)
-                known[marker] = self._binners[marker](linear)
+        for key in (x, y):
+            if key not in known:
+                linear = self._block.linear(key[0], members.rows if few else None)
+                known[key] = self._binners[key](linear)
         pair = known[y].astype(np.uint16)
         pair <<= 8
         pair |= known[x]
@@ -221,6 +233,21 @@ def _axes(source: EventSource, template: GatingTemplate, markers: set[str]) -> d
         channel = source.panel.channels[spec.marker]
         axes[spec.marker] = Axis(marker=spec.marker, channel=channel.pnn, transform=_params(transform), lo=low, hi=high)
     return axes
+
+
+def _zoomed(axis: Axis, parent: str, result: GatingResult) -> Axis:
+    """Return a linear axis that ends where the gates above a parent end; other axes stay, so that views compare."""
+    end = axis.hi
+    while parent != ROOT and axis.transform["kind"] == "linear":
+        match result.placed[parent].gate:
+            case Rectangle(markers=markers, high=high) if axis.marker in markers:
+                side = high[markers.index(axis.marker)]
+                if 0.0 < side < math.inf:
+                    end = min(end, _ROOM * side)
+            case _:
+                pass
+        parent = result.template.row(parent).parent
+    return replace(axis, hi=end)
 
 
 def _params(transform: Transform) -> Mapping[str, float | str]:
