@@ -97,14 +97,14 @@ def prepare(gate: Gate, transforms: Mapping[str, object], *, event_count: int) -
                 if (edge < math.inf if upper else edge > -math.inf)
             ]
             return partial(_in_rectangle, sides)
-        case Polygon(markers=markers, vertices=vertices):
+        case Polygon(markers=markers, vertices=vertices, closed=closed):
             corners = np.asarray(vertices, np.float64)
             box = [
                 (marker, edge_on(transforms[marker], float(low)), edge_on(transforms[marker], float(high)))
                 for marker, low, high in zip(markers, corners.min(axis=0), corners.max(axis=0), strict=True)
             ]
-            raster = rasterise(corners) if event_count >= _MANY else None
-            return partial(_in_polygon, box, corners, raster)
+            raster = rasterise(corners, closed=closed) if event_count >= _MANY else None
+            return partial(_in_polygon, box, corners, raster, closed)
         case Ellipsoid(markers=markers) if _closed(gate):
             # Its extent along each axis: the deviation in that axis alone, times the square root of the limit.
             reach = np.sqrt(np.diag(np.asarray(gate.covariance)) * gate.distance_square)
@@ -160,13 +160,19 @@ def _in_box(box: Sequence[tuple[str, Edge, Edge]], block: Block, parent: Members
 
 
 def _in_polygon(
-    box: Sequence[tuple[str, Edge, Edge]], corners: Floats, raster: Raster | None, block: Block, parent: Members
+    box: Sequence[tuple[str, Edge, Edge]],
+    corners: Floats,
+    raster: Raster | None,
+    closed: bool,  # noqa: FBT001
+    block: Block,
+    parent: Members,
 ) -> Mask:
     rows = _in_box(box, block, parent)
     if not rows.size:
         return np.zeros(block.size, np.bool_)
     x, y = (block.scaled(marker, rows) for marker, _, _ in box)
-    return _spread(rows, points_in_polygon(corners, x, y) if raster is None else raster.holds(x, y), block.size)
+    kept = points_in_polygon(corners, x, y, closed=closed) if raster is None else raster.holds(x, y)
+    return _spread(rows, kept, block.size)
 
 
 def _in_ellipsoid(box: Sequence[tuple[str, Edge, Edge]], gate: Ellipsoid, block: Block, parent: Members) -> Mask:
@@ -191,6 +197,7 @@ class Raster:
     low: tuple[float, float]
     size: tuple[float, float]
     cells: NDArray[np.uint8]
+    closed: bool = False
 
     def holds(self, x: Floats, y: Floats) -> Mask:
         """Say which points are inside the polygon or on its edge."""
@@ -201,7 +208,7 @@ class Raster:
         inside: Mask = side == _INSIDE
         crossed = np.flatnonzero(side == _CROSSED)
         if crossed.size:
-            inside[crossed] = points_in_polygon(self.corners, x[crossed], y[crossed])
+            inside[crossed] = points_in_polygon(self.corners, x[crossed], y[crossed], closed=self.closed)
         return inside
 
 
@@ -213,7 +220,7 @@ def _cell(values: Floats, low: float, size: float) -> Rows:
     return scaled.astype(np.intp)
 
 
-def rasterise(corners: Floats) -> Raster:
+def rasterise(corners: Floats, *, closed: bool = False) -> Raster:
     """Draw a polygon on a grid; cells that an edge touches, and the outermost ring where it may, are marked crossed."""
     low = np.maximum(corners.min(axis=0), _LOW)
     high = np.maximum(np.minimum(corners.max(axis=0), _HIGH), low + 1e-6)
@@ -236,7 +243,11 @@ def rasterise(corners: Floats) -> Raster:
         cells[0], cells[-1], cells[:, 0], cells[:, -1] = (_CROSSED,) * 4
     cells.flags.writeable = False
     return Raster(
-        corners=corners, low=(float(low[0]), float(low[1])), size=(float(size[0]), float(size[1])), cells=cells
+        corners=corners,
+        low=(float(low[0]), float(low[1])),
+        size=(float(size[0]), float(size[1])),
+        cells=cells,
+        closed=closed,
     )
 
 

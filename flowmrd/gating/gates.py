@@ -19,6 +19,9 @@ from flowmrd.errors import GatingError
 Values = Callable[[str], NDArray[np.float64]]
 Mask = NDArray[np.bool_]
 
+# How far two products of float64 differences can differ when the exact ones are equal.
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
@@ -49,13 +52,15 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polygon:
-    """Inside a polygon, or on a left or lower edge; `vertices` are (x, y) pairs, closed implicitly.
+    """Inside a polygon, or on a left or lower edge; `vertices` are (x, y) pairs, joined last to first.
 
+    With `closed`, events on any of its edges are inside, as Gating-ML 2.0 has it; without, neighbours share no event.
     Where the polygon crosses itself, events that it winds around an even number of times are outside.
     """
 
     markers: tuple[str, str]
     vertices: tuple[tuple[float, float], ...]
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,34 +131,62 @@ def contains(gate: Gate, values: Values, size: int) -> Mask:
                 if lo <= most and hi > least:
                     mask |= (x >= lo) & (x < hi)
             return mask
-        case Polygon(markers=markers, vertices=vertices):
-            return _in_polygon(vertices, values(markers[0]), values(markers[1]))
+        case Polygon(markers=markers):
+            return _in_polygon(gate, values(markers[0]), values(markers[1]))
         case Ellipsoid():
             return _in_ellipsoid(gate, values)
         case Boolean():
             raise GatingError("a boolean gate is evaluated by the engine, over populations")
 
 
-def _in_polygon(vertices: Sequence[tuple[float, float]], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
-    corners = np.asarray(vertices, np.float64)
+def _in_polygon(gate: Polygon, x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
+    corners = np.asarray(gate.vertices, np.float64)
     low, high = corners.min(axis=0), corners.max(axis=0)
     # Most events of a parent lie outside the polygon's box; the exact test is only for the rest.
     box: Mask = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
     rows = np.flatnonzero(box)
     if rows.size:
-        box[rows] = points_in_polygon(corners, x[rows], y[rows])
+        box[rows] = points_in_polygon(corners, x[rows], y[rows], closed=gate.closed)
     return box
 
 
-def points_in_polygon(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
-    """Say exactly which points a polygon of `corners` (v, 2) holds (flowutils' winding count, odd is inside)."""
+def points_in_polygon(
+    corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64], *, closed: bool = False
+) -> Mask:
+    """Say exactly which points a polygon of `corners` (v, 2) holds (flowutils' winding count, odd is inside).
+
+    That count leaves out the upper and right edges; with `closed`, points on any edge, to within the rounding of their
+    own coordinates, are inside.
+    """
     from flowutils.gating import points_in_polygon as wound
 
     points = np.empty((x.size, 2))
     points[:, 0] = x
     points[:, 1] = y
     inside: Mask = wound(corners, points)
+    if closed:
+        outside = np.flatnonzero(~inside)
+        inside[outside] = _on_edge(corners, x[outside], y[outside])
     return inside
+
+
+def _on_edge(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
+    """Say which points lie on an edge: the cross product with it is zero, as far as its two products are known."""
+    order = np.argsort(y, kind="stable")
+    x, y = x[order], y[order]
+    found = np.zeros(x.size, np.bool_)
+    ends = np.roll(corners, -1, axis=0)
+    first = np.searchsorted(y, np.minimum(corners[:, 1], ends[:, 1]), side="left")
+    last = np.searchsorted(y, np.maximum(corners[:, 1], ends[:, 1]), side="right")
+    for edge in np.flatnonzero(first < last):
+        (x0, y0), (x1, y1) = corners[edge], ends[edge]
+        near = slice(first[edge], last[edge])
+        left, right = (x1 - x0) * (y[near] - y0), (x[near] - x0) * (y1 - y0)
+        level = np.abs(left - right) <= _ROUNDING * (np.abs(left) + np.abs(right))
+        found[near] |= level & (x[near] >= min(x0, x1)) & (x[near] <= max(x0, x1))
+    answer = np.empty_like(found)
+    answer[order] = found
+    return answer
 
 
 def _in_ellipsoid(gate: Ellipsoid, values: Values) -> Mask:
@@ -196,7 +229,9 @@ def gate_to_json(gate: Gate) -> dict[str, object]:
                 "ranges": [[number(lo), number(hi)] for lo, hi in gate.ranges],
             }
         case Polygon():
-            return {"kind": "polygon", "markers": list(gate.markers), "vertices": [list(v) for v in gate.vertices]}
+            edges: dict[str, object] = {"closed": True} if gate.closed else {}
+            vertices = [list(v) for v in gate.vertices]
+            return {"kind": "polygon", "markers": list(gate.markers), "vertices": vertices, **edges}
         case Ellipsoid():
             return {
                 "kind": "ellipsoid",
@@ -253,7 +288,11 @@ def gate_from_json(data: Mapping[str, object]) -> Gate:
             first, second = strings("markers")
             vertices = d["vertices"]
             assert isinstance(vertices, Sequence)
-            return Polygon(markers=(first, second), vertices=tuple((float(x), float(y)) for x, y in vertices))
+            return Polygon(
+                markers=(first, second),
+                vertices=tuple((float(x), float(y)) for x, y in vertices),
+                closed=bool(d.get("closed", False)),
+            )
         case "ellipsoid":
             covariance, limit = d["covariance"], d["distance_square"]
             assert isinstance(covariance, Sequence)

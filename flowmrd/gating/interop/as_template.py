@@ -395,7 +395,12 @@ def _row(
             lo, hi = ranges[0] if ranges else (math.inf, -math.inf)
             return _sides([(markers[key].name, lo, hi)])
         case Polygon(markers=keys, vertices=vertices):
-            return "polygon", tuple(markers[key].name for key in keys), {"vertices": [list(v) for v in vertices]}
+            shape: dict[str, object] = {"vertices": [list(v) for v in vertices]}
+            return (
+                "polygon",
+                tuple(markers[key].name for key in keys),
+                shape | ({"closed": True} if gate.closed else {}),
+            )
         case Ellipsoid(markers=keys, mean=mean, covariance=covariance, distance_square=limit):
             params: dict[str, object] = {
                 "mean": list(mean),
@@ -447,5 +452,7 @@ def _value(value: object) -> str:
         return "{ " + ", ".join(f"{_string(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     assert isinstance(value, int | float)
     return repr(float(value))

@@ -217,7 +217,7 @@ def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
             scale = own[marker]
             return Intervals(marker=marker, ranges=tuple((_first(scale, a), _first(scale, b)) for a, b in ranges))
         case Polygon(markers=markers, vertices=vertices):
-            return Polygon(markers=markers, vertices=_bent(np.asarray(vertices), markers, own))
+            return replace(gate, vertices=_bent(np.asarray(vertices), markers, own))
         case Ellipsoid() if all(_affine(scale) for scale in own.values()):
             return _stretched(gate, own)
         case Ellipsoid(markers=(x, y), mean=mean, covariance=covariance, distance_square=limit):
@@ -522,7 +522,8 @@ class _Writer:
             case Intervals(marker=marker, ranges=ranges):
                 self._intervals(one, own, parent, marker, ranges)
             case Polygon(markers=markers, vertices=vertices):
-                self._open("PolygonGate", own, parent, one.name)
+                # Of the right and upper edges the standard and we may think differently: our reader is told.
+                self._open("PolygonGate", own, parent, one.name, "" if one.gate.closed else ' closed="false"')
                 for marker in markers:
                     self._dimension(self.strategy.dimensions[marker], {})
                 for vertex in vertices:
@@ -555,12 +556,13 @@ class _Writer:
                 references = [(self.gate_ids[path], flag) for path, flag in operands]
                 self._boolean(own, parent, one.name, operator, references)
 
-    def _open(self, kind: str, own: str, parent: str, name: str) -> None:
+    def _open(self, kind: str, own: str, parent: str, name: str, note: str = "") -> None:
         above = f" gating:parent_id={quoteattr(parent)}" if parent else ""
         self._line(1, f"<gating:{kind} gating:id={quoteattr(own)}{above}>")
-        if name != own:
+        if name != own or note:
+            called = f" name={quoteattr(name)}" if name != own else ""
             self._line(2, "<data-type:custom_info>")
-            self._line(3, f"<flowmrd:gate xmlns:flowmrd={quoteattr(OURS)} name={quoteattr(name)} />")
+            self._line(3, f"<flowmrd:gate xmlns:flowmrd={quoteattr(OURS)}{called}{note} />")
             self._line(2, "</data-type:custom_info>")
 
     def _side(self, marker: str, low: float, high: float) -> tuple[Dimension, dict[str, float]]:

@@ -211,7 +211,7 @@ class _Reader:
                 self._leave_out(f"(a {kind})", "/", "it has no id")
                 continue
             if kind != "QuadrantGate":
-                yield _Raw(id=own, name=_own_name(element) or own, parent_id=parent, element=element)
+                yield _Raw(id=own, name=_own(element, "name") or own, parent_id=parent, element=element)
                 continue
             self.quadrant_gates.add(own)
             quadrants = [child for child in element if local(child.tag) == "Quadrant"]
@@ -224,7 +224,7 @@ class _Reader:
                     continue
                 yield _Raw(
                     id=name,
-                    name=_own_name(quadrant) or name,
+                    name=_own(quadrant, "name") or name,
                     parent_id=parent,
                     element=element,
                     quadrant=quadrant,
@@ -327,7 +327,8 @@ class _Reader:
                 raise _Fault(f"vertex {number} needs two coordinates; got {len(values)}")
             corners.append((values[0], values[1]))
         x, y = (self._dimension(one) for one in dimensions)
-        return Polygon(markers=(x, y), vertices=tuple(corners))
+        # "The boundary should be inclusive" (compliance suite, Polygon1); ours says so where it was not.
+        return Polygon(markers=(x, y), vertices=tuple(corners), closed=_own(element, "closed") != "false")
 
     def _ellipsoid(self, element: Element, path: str) -> Gate:
         dimensions = _children(element, "dimension")
@@ -555,12 +556,12 @@ def _channel_names(element: Element) -> list[str]:
     return names
 
 
-def _own_name(element: Element) -> str:
-    """Return the population's name that our writer kept beside the id."""
+def _own(element: Element, name: str) -> str:
+    """Return what our writer kept beside the id: the population's `name`, whether a polygon is `closed`."""
     for info in _children(element, "custom_info"):
         for child in info:
             if child.tag == f"{{{OURS}}}gate":
-                return child.get("name", "")
+                return child.get(name, "")
     return ""
 
 

@@ -91,16 +91,22 @@ class PolygonParams(Params):
     """At least three (x, y) vertices.
 
     `shift` moves the polygon, mostly to a value found on this file, so that a shape drawn around a reference population
-    follows its staining: `shift = [0.0, "cd58_ruler.cut"]`.
+    follows its staining: `shift = [0.0, "cd58_ruler.cut"]`. `closed` takes in every event on an edge, as Gating-ML
+    does; otherwise the right and upper edges belong to the neighbour.
     """
 
     vertices: tuple[tuple[float, float], ...] = Field(min_length=3)
     shift: tuple[Number, Number] = (0.0, 0.0)
+    closed: bool = False
 
 
 def _polygon(markers: tuple[str, ...], params: PolygonParams, _found: Found, values: Values) -> Gate:
     right, up = (borrowed(side, values, 0.0) for side in params.shift)
-    return Polygon(markers=(markers[0], markers[1]), vertices=tuple((x + right, y + up) for x, y in params.vertices))
+    return Polygon(
+        markers=(markers[0], markers[1]),
+        vertices=tuple((x + right, y + up) for x, y in params.vertices),
+        closed=params.closed,
+    )
 
 
 class EllipseParams(Params):
