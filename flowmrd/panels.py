@@ -65,6 +65,8 @@ def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, 
     for start, block in source.blocks(markers, block_events=_BLOCK_EVENTS):
         bins = _BlockBins(block, binners)
         inside = {parent: Members(result.memberships.mask(parent, start, block.size)) for parent in parents}
+        # A bin is some 10¹³ times as wide as the last bit of a value.
+        block.compensate_together(sorted({m for v in views if not inside[v.parent].sparse for m in (v.x, v.y)}))
         for k in order:
             members = inside[views[k].parent]
             if members.count:

@@ -316,7 +316,12 @@ class _Walk:
                 here = _members(seen, population, self.memberships, start, block.size)
                 if here.count:
                     parts.append(block.scaled(marker, here.rows).astype(np.float32))
-        return {key: np.concatenate(parts) if parts else np.empty(0, np.float32) for key, parts in wanted.items()}
+        gathered = {}
+        for key in list(wanted):
+            # The parts go as they are joined, so that no more than one column is held twice.
+            parts = wanted.pop(key)
+            gathered[key] = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return gathered
 
     # -- placing ----------------------------------------------------------------------------------------------------
 
