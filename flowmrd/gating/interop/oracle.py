@@ -70,7 +70,9 @@ def flowkit_membership(strategy: Any, result: GatingResult, path: Path) -> Mappi
     import flowkit
 
     sample = flowkit.Sample(str(path), sample_id="file", ignore_offset_error=True, subsample=1)
-    gated = strategy.gate_sample(sample)
+    # A logarithm of zero or less is -inf or NaN there; either is outside every gate with a lower side.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gated = strategy.gate_sample(sample)
     return {
         row.name: np.asarray(gated.get_gate_membership(row.name, gate_path=_path(result, row.name)), np.bool_)
         for row in result.template.population
