@@ -6,9 +6,10 @@ name stands beside the id in `custom_info`, from which our reader takes it back.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from xml.sax.saxutils import quoteattr
 
@@ -52,6 +53,7 @@ _ID = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # A scale that the standard lacks is straightened: edges of a polygon are cut where they cross one of so many steps.
 _STEPS = 4096
 _FAR = 1e30
+_NEARLY = 1e-12
 _ELLIPSE_POINTS = 1024
 
 
@@ -217,7 +219,7 @@ def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
             scale = own[marker]
             return Intervals(marker=marker, ranges=tuple((_first(scale, a), _first(scale, b)) for a, b in ranges))
         case Polygon(markers=markers, vertices=vertices):
-            return replace(gate, vertices=_bent(np.asarray(vertices), markers, own))
+            return replace(gate, vertices=_bent(np.asarray(vertices), markers, own, closed=gate.closed))
         case Ellipsoid() if all(_affine(scale) for scale in own.values()):
             return _stretched(gate, own)
         case Ellipsoid(markers=(x, y), mean=mean, covariance=covariance, distance_square=limit):
@@ -227,7 +229,7 @@ def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
             except np.linalg.LinAlgError:
                 return None
             corners = (reach @ np.stack([np.cos(angle), np.sin(angle)])).T + np.asarray(mean)
-            return Polygon(markers=(x, y), vertices=_bent(corners, (x, y), own))
+            return Polygon(markers=(x, y), vertices=_bent(corners, (x, y), own, closed=True), closed=True)
         case _:
             return None
 
@@ -283,25 +285,56 @@ def _from_order(order: int) -> float:
     return float(np.array([bits], np.int64).view(np.float64)[0])
 
 
-def _bent(corners: F64, markers: Sequence[str], own: Mapping[str, Scale]) -> tuple[tuple[float, float], ...]:
-    """Cut a polygon's edges at each step of its foreign scales and take the corners to linear values.
+def _bent(
+    corners: F64, markers: Sequence[str], own: Mapping[str, Scale], *, closed: bool
+) -> tuple[tuple[float, float], ...]:
+    """Cut a polygon's edges at each step of its foreign scales and take the pieces to linear values.
 
-    What is clamped to an end of a scale lies beyond every linear value there, so the polygon is drawn on to `_FAR`.
+    What is clamped to an end of a scale lies beyond every linear value there. So a piece beyond an end, or along one
+    whose events are inside, is drawn at `_FAR`.
     """
     tables = [_table(own[marker]) if marker in own else None for marker in markers]
     points: list[tuple[float, float]] = []
+
+    def add(x: float, y: float) -> None:
+        # From near to far along one axis at a time: what lies between is no event's place.
+        if points and points[-1][0] != x and points[-1][1] != y and _FAR in {abs(v) for v in (x, y, *points[-1])}:
+            points.append((x, points[-1][1]))
+        if not points or points[-1] != (x, y):
+            points.append((x, y))
+
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        cuts = {0.0}
+        cuts = {0.0, 1.0}
         for axis, table in enumerate(tables):
             if table is None or len(table) == 2 or start[axis] == end[axis]:
                 continue
             a, b = start[axis] * _STEPS, end[axis] * _STEPS
             steps = np.arange(max(math.floor(min(a, b)) + 1, 0), min(math.ceil(max(a, b)), _STEPS + 1))
             cuts.update(float(t) for t in (steps - a) / (b - a) if 0.0 < t < 1.0)
-        for t in sorted(cuts):
-            at = start + t * (end - start)
-            points.extend(_placed(at, start, end, tables))
+        ordered = [start + t * (end - start) if t < 1.0 else end for t in sorted(cuts)]
+        for before, after in itertools.pairwise(ordered):
+            ends = [_ends(float(before[i]), float(after[i]), table, closed) for i, table in enumerate(tables)]
+            add(ends[0][0], ends[1][0])
+            add(ends[0][1], ends[1][1])
     return tuple(points)
+
+
+def _ends(before: float, after: float, table: _Table | tuple[float, float] | None, closed: bool) -> tuple[float, float]:  # noqa: FBT001
+    """Return the linear values of a piece's two ends along one axis."""
+    if table is None:
+        return before, after
+    if len(table) == 2:
+        zero, one = table
+        return zero + before * (one - zero), zero + after * (one - zero)
+    values, low, high = table
+    # Cutting leaves a billionth of a step of rounding at the ends of the scale.
+    least, most = min(before, after), max(before, after)
+    if low and most <= _NEARLY:
+        return -_FAR, -_FAR
+    if high and least >= 1.0 - _NEARLY and (closed or most > 1.0 + _NEARLY):
+        return _FAR, _FAR
+    near = np.interp(np.array([before, after]) * _STEPS, np.arange(_STEPS + 1), values)
+    return float(near[0]), float(near[1])
 
 
 _Table = tuple[F64, bool, bool]
@@ -320,36 +353,6 @@ def _table(scale: Scale) -> _Table | tuple[float, float]:
         values = np.array([_first(scale, float(step)) for step in steps])
     clamped = scale.forward(np.array([-_FAR, _FAR]))
     return values, bool(clamped[0] >= 0.0), bool(clamped[1] <= 1.0)
-
-
-def _placed(
-    at: F64, start: F64, end: F64, tables: Sequence[_Table | tuple[float, float] | None]
-) -> Iterator[tuple[float, float]]:
-    """Yield the linear corner; at the end of a clamped scale both the end's value and the far one, in path order."""
-    choices: list[list[float]] = []
-    for axis, table in enumerate(tables):
-        u = float(at[axis])
-        if table is None:
-            choices.append([u])
-            continue
-        if len(table) == 2:
-            choices.append([table[0] + u * (table[1] - table[0])])
-            continue
-        values, low, high = table
-        near = float(np.interp(u * _STEPS, np.arange(_STEPS + 1), values))
-        direction = end[axis] - start[axis]
-        if low and u <= 0.0:
-            far = -_FAR
-            choices.append([far] if u < 0.0 or direction == 0 else [near, far] if direction < 0 else [far, near])
-        elif high and u >= 1.0:
-            far = _FAR
-            choices.append([far] if u > 1.0 or direction == 0 else [near, far] if direction > 0 else [far, near])
-        else:
-            choices.append([near])
-    x, y = choices
-    yield x[0], y[0]
-    if len(x) > 1 or len(y) > 1:
-        yield x[-1], y[-1]
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from flowmrd.cytometry.transforms import Hyperlog, Logicle, make_transform
 from flowmrd.errors import InputError
@@ -79,7 +79,7 @@ def matrix(
     name: str,
     dyes: tuple[str, ...],
     detectors: tuple[str, ...],
-    rows: Sequence[Sequence[float]] | Floats,
+    rows: ArrayLike,
     extra: str = "",
 ) -> str:
     lists = [
@@ -88,7 +88,7 @@ def matrix(
     ]
     spectra = "".join(
         "<t:spectrum>" + "".join(f'<t:coefficient t:value="{float(v)!r}"/>' for v in row) + "</t:spectrum>"
-        for row in np.asarray(rows)
+        for row in np.asarray(rows).tolist()
     )
     return f'<t:spectrumMatrix t:id="{name}" {extra}>{"".join(lists)}{spectra}</t:spectrumMatrix>'
 
@@ -274,7 +274,7 @@ def solved(inverse: Callable[[Floats], Floats], x: Floats) -> Floats:
         middle = (low + high) / 2
         below = inverse(middle) < x
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return (low + high) / 2
+    return np.asarray((low + high) / 2)
 
 
 def hyperlog(x: Floats, T: float = 10000, W: float = 1, M: float = 4.5, A: float = 0) -> Floats:
@@ -449,6 +449,15 @@ def test_custom_information_and_unknown_wrappers_do_not_disturb(values: Floats, 
     assert np.array_equal(masks["A"], values[1] >= 0)
 
 
+NARROW = "transform logicle: expected 0 <= W <= M / 2; got 3."
+FLAT = '<g:row><g:entry d:value="1"/><g:entry d:value="1"/></g:row>'
+FLAT_SHAPE = (
+    '<g:mean><g:coordinate d:value="0"/><g:coordinate d:value="0"/></g:mean>'
+    f'<g:covarianceMatrix>{FLAT}{FLAT}</g:covarianceMatrix><g:distanceSquare d:value="1"/>'
+)
+NOT_A = '<g:BooleanGate g:id="B"><g:not><g:gateReference g:ref="A"/></g:not></g:BooleanGate>'
+NOT_B = '<g:BooleanGate g:id="A"><g:not><g:gateReference g:ref="B"/></g:not></g:BooleanGate>'
+
 LEFT_OUT = {
     "a missing channel": (
         rectangle("X", dimension("FL9-A", low=0)),
@@ -481,8 +490,7 @@ LEFT_OUT = {
     "a transformation outside its range": (
         scale("T", '<t:logicle t:T="1000" t:W="3" t:M="4" t:A="0"/>')
         + rectangle("X", dimension("FL1-A", scale="T", low=0)),
-        "Gate X is left out: its transformation 'T' cannot be read: "
-        + "transform logicle: expected 0 <= W <= M / 2; got 3.",
+        "Gate X is left out: its transformation 'T' cannot be read: " + NARROW,
     ),
     "an unknown matrix": (
         rectangle("X", dimension("FL1-A", comp="S", low=0)),
@@ -493,10 +501,7 @@ LEFT_OUT = {
         "Gate X is left out: matrix 'S' cannot be inverted: its spectra depend on one another.",
     ),
     "a covariance that cannot be inverted": (
-        f'<g:EllipsoidGate g:id="X">{dimension("FL1-A")}{dimension("FL2-A")}'
-        + '<g:mean><g:coordinate d:value="0"/><g:coordinate d:value="0"/></g:mean><g:covarianceMatrix>'
-        + 2 * '<g:row><g:entry d:value="1"/><g:entry d:value="1"/></g:row>'
-        + '</g:covarianceMatrix><g:distanceSquare d:value="1"/></g:EllipsoidGate>',
+        f'<g:EllipsoidGate g:id="X">{dimension("FL1-A")}{dimension("FL2-A")}{FLAT_SHAPE}</g:EllipsoidGate>',
         "Gate X is left out: its covarianceMatrix cannot be inverted.",
     ),
     "a divider that is not there": (
@@ -528,8 +533,7 @@ def test_what_depends_on_a_gate_that_is_left_out_is_left_out_with_its_reason(fcs
     "body",
     [
         rectangle("A", dimension("FL1-A"), parent="B") + rectangle("B", dimension("FL1-A"), parent="A"),
-        '<g:BooleanGate g:id="A"><g:not><g:gateReference g:ref="B"/></g:not></g:BooleanGate>'
-        + '<g:BooleanGate g:id="B"><g:not><g:gateReference g:ref="A"/></g:not></g:BooleanGate>',
+        NOT_B + NOT_A,
     ],
 )
 def test_a_circle_of_references_is_one_clear_finding(body: str, fcs: FcsFile) -> None:
