@@ -151,7 +151,7 @@ def compare(
         rows.extend(mine)
         results.append(differing(run, fcs, mine) if out is not None else run.result)
         _list(run.evaluation.findings if run.evaluation is not None else ())
-    _print(rows)
+    _print(rows, document)
     if out is not None:
         from dataclasses import replace
 
@@ -164,7 +164,7 @@ def compare(
         sys.exit(EXIT_SOME_FAILED)
 
 
-def _print(rows: Sequence[CountRow]) -> None:
+def _print(rows: Sequence[CountRow], document: Path) -> None:
     width = max([len(f"{row.acquisition} {row.population}") for row in rows], default=10)
     click.echo(f"{'population':{width}} {'theirs':>10} {'ours':>10} {'difference':>11} {'raster':>7}")
     for row in rows:
@@ -174,6 +174,9 @@ def _print(rows: Sequence[CountRow]) -> None:
         name = f"{row.acquisition} {row.population}"
         click.echo(f"{name:{width}} {theirs:>10} {ours:>10} {difference:>11} {row.raster_events:>7,}{verdict}")
     stored = [row for row in rows if row.agrees is not None]
+    if not stored:
+        click.echo(f"{document.name} stores no counts for these files")
+        return
     click.echo(f"{sum(bool(row.agrees) for row in stored)} of {len(stored)} stored counts agree")
 
 
