@@ -109,6 +109,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "Measurement": {
         "analyte": "what is reported, such as `MRD`",
+        "kind": "`mrd`: judged against the decision line, with `mrd_neg_1e4`; `fraction`: a share with its limits",
         "numerator": "population counted",
         "denominator": "population it is divided by; always named in results",
         "rules": "event rules for LOD and LLOQ (`flowmrd/quantification/rules/mrd.toml`)",
