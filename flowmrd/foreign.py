@@ -120,7 +120,7 @@ def gate_by_document(
         markers={key: one.channel for key, one in strategy.dimensions.items()},
     )
     complete = not strategy.unread and len(names) == len(strategy.gates)
-    complete &= not any(one.code.startswith("GATE_") for one in evaluation.findings)
+    complete &= not any(one.code in {"GATE_LEFT_OUT", "GATE_CIRCLE"} for one in evaluation.findings)
     return ForeignRun(result=result, strategy=strategy, evaluation=evaluation, names=names, complete=complete)
 
 
@@ -455,7 +455,7 @@ def _axes(
         margin = 0.03 * (high - low) or 0.5
         dimension = strategy.dimensions[key]
         axes[key] = Axis(
-            marker=key.removesuffix(" (axis)"),
+            marker=source.label(key),
             channel=dimension.channel,
             transform=_drawn_as(strategy, dimension),
             lo=low - margin,
@@ -466,15 +466,12 @@ def _axes(
 
 def _drawn_as(strategy: ForeignStrategy, dimension: Dimension) -> Mapping[str, float | str]:
     """Return the scale for the ticks; one that only the foreign program has is ticked in its own units."""
-    params = getattr(strategy.scales.get(dimension.scale or ""), "params", None)
-    if params is not None:
-        from flowmrd.cytometry.transforms import make_transform
+    from flowmrd.gating.interop.export import native_scale
 
-        try:
-            return make_transform(params()).params()
-        except ValueError:
-            pass
-    return {"kind": "linear", "T": 1.0, "A": 0.0}
+    scale = strategy.scales.get(dimension.scale or "")
+    native = None if scale is None else native_scale(scale)
+    params: Mapping[str, float | str] = {"kind": "linear", "T": 1.0, "A": 0.0}
+    return params if native is None else native.params()
 
 
 def _edges(gate: Gate, key: str) -> list[float]:

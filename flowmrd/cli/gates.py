@@ -44,6 +44,10 @@ def convert(
     from flowmrd.fcs import read_fcs
 
     fcs = None if fcs_path is None else read_fcs(fcs_path, dataset=dataset)
+    if target == "template" and _is_opencyto(Path(document)):
+        if not _methods_to_template(Path(document), out):
+            sys.exit(EXIT_SOME_FAILED)
+        return
     strategy = _strategy(document, fcs, tube)
     if target == "gatingml":
         from flowmrd.gating.interop.export import export_gatingml
@@ -76,6 +80,25 @@ def _to_template(strategy: ForeignStrategy, out: Path, fcs: FcsFile | None) -> b
         how = str(path)
     click.echo(f"run it with: flowmrd gate FILE --template {out} --matrix {how} --out DIR")
     return converted.complete
+
+
+def _is_opencyto(path: Path) -> bool:
+    from flowmrd.gating.interop.load import detect
+    from flowmrd.gating.interop.xml import read_document
+
+    return path.is_file() and path.suffix != ".toml" and detect(read_document(path), path.name) == "opencyto"
+
+
+def _methods_to_template(path: Path, out: Path) -> bool:
+    """Write an openCyto template's methods as ours; they are placed on each file anew."""
+    from flowmrd.gating.interop.opencyto import convert as convert_opencyto
+
+    text, findings = convert_opencyto(path.read_bytes(), path.name)
+    _write(out, text.encode())
+    for finding in findings:
+        click.echo(f"{finding.level}: {finding.message}", err=True)
+    click.echo(f"{out}: template of openCyto's methods")
+    return all(finding.level == "info" for finding in findings)
 
 
 def _strategy(document: str, fcs: FcsFile | None, tube: str | None) -> ForeignStrategy:

@@ -439,7 +439,8 @@ def _gate(reading: _Reading, element: Element, paths: dict[str, str]) -> Gate:
         case "POLYGON":
             _enough(vertices, 3)
             y, y_size = _dimension(reading, element, region, "y")
-            return Polygon(markers=(x, y), vertices=tuple((vx / x_size, vy / y_size) for vx, vy in vertices))
+            corners = tuple((vx / x_size, vy / y_size) for vx, vy in vertices)
+            return Polygon(markers=(x, y), vertices=corners, closed=True)
         case shape:
             raise _Unreadable(f"Diva's region type {shape!r} is not known")
 

@@ -142,6 +142,17 @@ class DimensionSource:
         """Keys of the dimensions that this file has."""
         return tuple(self._rows)
 
+    def label(self, key: str) -> str:
+        """Return what an axis is called: the channel's stain, else its name, or the two channels of a ratio."""
+        dimension = self._strategy.dimensions[key]
+        if dimension.ratio is not None:
+            return " / ".join(dimension.ratio[:2])
+        try:
+            channel = self._fcs.channels[self._channel(dimension.channel)]
+        except LookupError:
+            return dimension.channel
+        return channel.pns.strip() or channel.pnn
+
     def why_not(self, key: str) -> str:
         """Say why a dimension is not usable; empty where it is."""
         return self._missing.get(key, "" if key in self._rows else f"the document defines no dimension {key!r}")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import EventSource
-from flowmrd.cytometry.transforms import Arcsinh, Hyperlog, Linear, Log, Logicle
+from flowmrd.cytometry.transforms import Arcsinh, Bounded, Hyperlog, Linear, Log, Logicle, Transform
 from flowmrd.errors import ExportError, Level, QcFinding
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.engine import GatingResult
@@ -146,7 +146,11 @@ def portable(strategy: ForeignStrategy) -> tuple[ForeignStrategy, tuple[QcFindin
     the first value on the other side, the edges of a polygon are cut into pieces that are straight on both scales. An
     ellipse there becomes a polygon, and other gates are left out; both are findings.
     """
-    scales = {key: native for key, scale in strategy.scales.items() if (native := native_scale(scale)) is not None}
+    scales: dict[str, Scale] = {}
+    for key, scale in strategy.scales.items():
+        native = native_scale(scale)
+        if native is not None:
+            scales[key] = native
     foreign = {key for key, one in strategy.dimensions.items() if one.scale is not None and one.scale not in scales}
     dimensions = {key: replace(one, scale=None) if key in foreign else one for key, one in strategy.dimensions.items()}
     findings: list[QcFinding] = []
@@ -181,9 +185,8 @@ def _finding(code: str, message: str, where: str) -> QcFinding:
     return QcFinding(level=Level.WARNING, code=code, message=message, where=where)
 
 
-def native_scale(scale: Scale) -> Scale | None:
+def native_scale(scale: Scale) -> Transform | None:
     """Return the same scale with parameters that Gating-ML and our templates have, or nothing."""
-    from flowmrd.cytometry.transforms import Bounded
     from flowmrd.gating.interop import vendor_scales as vendor
 
     if isinstance(scale, Logicle | Hyperlog | Arcsinh | Linear | Log | Bounded):

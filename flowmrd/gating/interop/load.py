@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -38,7 +40,39 @@ def load_strategy(path: Path, fcs: FcsFile, *, tube: str | None = None) -> Forei
         The document has no gates for this file.
     """
     data = read_document(path)
-    return reader_of(detect(data, path.name))(data, path.name, fcs, tube=tube)
+    kind = detect(data, path.name)
+    if kind == "opencyto":
+        return _placed(data, path.name, fcs)
+    return reader_of(kind)(data, path.name, fcs, tube=tube)
+
+
+def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
+    """Place the methods of an openCyto template on the file; what they find are the gates."""
+    from flowmrd.cytometry.events import EventSource, resolve_panel
+    from flowmrd.gating.engine import apply_template
+    from flowmrd.gating.interop.export import strategy_of
+    from flowmrd.gating.interop.opencyto import convert
+    from flowmrd.gating.template import load_template
+
+    text, findings = convert(data, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "opencyto.toml"
+        path.write_text(text, encoding="utf-8")
+        template = load_template(path)
+    panel = resolve_panel(template.channel, fcs.channels, tube=name)
+    source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
+    result = apply_template(source, template)
+    strategy = strategy_of(result, source, fcs)
+    # The converter keeps a row that has no counterpart as a population that counts nothing; here it is no gate.
+    lost = {row.name for row in template.population if row.purpose.startswith("NOT MAPPED")}
+    return replace(
+        strategy,
+        source=name,
+        kind="openCyto",
+        gates=tuple(replace(one, count=None) for one in strategy.gates if one.name not in lost),
+        findings=(*findings, *panel.findings, *result.findings),
+        unread=frozenset(one.path for one in strategy.gates if one.name in lost),
+    )
 
 
 def reader_of(kind: str) -> _Reader:
