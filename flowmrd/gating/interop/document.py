@@ -8,6 +8,7 @@ from one. A dimension joins a channel, a compensation and a scale under a key; g
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,6 +28,8 @@ F64 = NDArray[np.float64]
 # The two compensation references that need no matrix of the document (Gating-ML 2.0, 5.1).
 FROM_FILE = "FCS"
 UNCOMPENSATED = "uncompensated"
+# Names that a message lists at most.
+_NAMES = 12
 
 
 class Scale(Protocol):
@@ -296,23 +299,28 @@ def evaluate(strategy: ForeignStrategy, fcs: FcsFile) -> Evaluation:
                 where="$SPILLOVER",
             )
         )
-    waiting = list(strategy.gates)
-    while waiting:
-        later = []
-        for one in waiting:
-            if not _needs(one) <= known:
-                later.append(one)
-                continue
-            reason = next((why for key in gate_markers(one.gate) if (why := source.why_not(key))), "")
-            if reason:
-                findings.append(_left_out(one, reason))
-                continue
-            usable.append((one.path, one.parent or "root", _two_operators(one.gate)))
-            known.add(one.path)
-        if len(later) == len(waiting):
-            findings.extend(_unreachable(later, strategy, known))
-            break
-        waiting = later
+    waiting = {one.path: _needs(one) - known for one in strategy.gates}
+    dependents: dict[str, list[ForeignGate]] = {}
+    for one in strategy.gates:
+        for path in waiting[one.path]:
+            dependents.setdefault(path, []).append(one)
+    ready = deque(one for one in strategy.gates if not waiting[one.path])
+    reached = set()
+    while ready:
+        one = ready.popleft()
+        reached.add(one.path)
+        reason = next((why for key in gate_markers(one.gate) if (why := source.why_not(key))), "")
+        if reason:
+            findings.append(_left_out(one, reason))
+            continue
+        usable.append((one.path, one.parent or "root", _two_operators(one.gate)))
+        known.add(one.path)
+        for other in dependents.get(one.path, ()):
+            waiting[other.path].discard(one.path)
+            if not waiting[other.path]:
+                ready.append(other)
+    later = [one for one in strategy.gates if one.path not in reached]
+    findings.extend(_unreachable(later, strategy, known))
     counts, memberships = apply_gates(source, usable)  # type: ignore[arg-type]
     order = [one.path for one in strategy.gates if one.path in known]
     return Evaluation(
@@ -339,13 +347,15 @@ def _unreachable(left: Sequence[ForeignGate], strategy: ForeignStrategy, known: 
     paths = {one.path: one for one in strategy.gates}
     waiting = {one.path: _needs(one) - known for one in left}
     told: set[str] = set()
+    core = _core(waiting)
     for one in left:
         if one.path in told:
             continue
-        circle = _circle(one.path, waiting)
+        circle = _circle(one.path, core)
         if circle:
             told.update(circle)
-            names = " → ".join(paths[path].name for path in (*circle, circle[0]))
+            shown = circle if len(circle) <= _NAMES else [*circle[:_NAMES], ""]
+            names = " → ".join(paths[path].name if path else "…" for path in (*shown, circle[0]))
             yield QcFinding(
                 level=Level.WARNING,
                 code="GATE_CIRCLE",
@@ -360,6 +370,29 @@ def _unreachable(left: Sequence[ForeignGate], strategy: ForeignStrategy, known: 
         else:
             names = ", ".join(paths[path].name if path in paths else path for path in lacking)
             yield _left_out(one, f"it needs {names}, which is left out")
+
+
+def _core(needs: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return what is left when gates that need none of the others, or that none of them needs, are taken away."""
+    core = {path: {other for other in others if other in needs} for path, others in needs.items()}
+    back: dict[str, set[str]] = {path: set() for path in core}
+    for path, others in core.items():
+        for other in others:
+            back[other].add(path)
+    queue = deque(path for path in core if not core[path] or not back[path])
+    while queue:
+        path = queue.popleft()
+        if path not in core:
+            continue
+        for other in core.pop(path):
+            back[other].discard(path)
+            if not back[other]:
+                queue.append(other)
+        for other in back.pop(path):
+            core[other].discard(path)
+            if not core[other]:
+                queue.append(other)
+    return core
 
 
 def _circle(start: str, needs: Mapping[str, set[str]]) -> list[str]:

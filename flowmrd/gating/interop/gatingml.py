@@ -28,7 +28,7 @@ from flowmrd.gating.interop.document import (
     Scale,
 )
 from flowmrd.gating.interop.scales import ELEMENTS, PARAMETERS, scale_from
-from flowmrd.gating.interop.xml import local, parse_xml
+from flowmrd.gating.interop.xml import MAX_DEPTH, local, parse_xml
 
 _STANDARD = "http://www.isac-net.org/std/Gating-ML/"
 GATING = _STANDARD + "v2.0/gating"
@@ -250,7 +250,7 @@ class _Reader:
         reasons: dict[int, str] = {}
         for place, raw in enumerate(self.raws):
             chain = [place]
-            while (parent := self.parents[chain[-1]]) is not None and parent not in chain:
+            while (parent := self.parents[chain[-1]]) is not None and parent not in chain and len(chain) < MAX_DEPTH:
                 chain.append(parent)
             names = ["/".join(filter(None, (self.raws[one].within, self.raws[one].name))) for one in reversed(chain)]
             path = "/" + "/".join(names)
@@ -260,7 +260,9 @@ class _Reader:
                 number += 1
             seen.add(path)
             paths.append(path)
-            if parent is not None:
+            if parent is not None and parent not in chain:
+                reasons[place] = f"it has more than {MAX_DEPTH - 1} ancestors"
+            elif parent is not None:
                 circle = [*chain[chain.index(parent) :], parent]
                 if place in circle:
                     reasons[place] = "circle " + " → ".join(self.raws[one].name for one in circle)

@@ -14,6 +14,7 @@ from flowmrd.gating.interop.document import ForeignStrategy
 from flowmrd.gating.interop.gatingml import GATING
 from flowmrd.gating.interop.xml import ZIP_START, local, outermost, read_document
 
+MAX_GATES = 10_000
 _XML_STARTS = (b"<", b"\xef\xbb\xbf<", b"\xff\xfe<", b"\xfe\xff\x00<")
 _ROOTS = {"Workspace": "flowjo", "bdfacs": "diva"}
 _OPENCYTO_COLUMNS = {"alias", "pop", "parent", "dims", "gating_method"}
@@ -43,7 +44,13 @@ def load_strategy(path: Path, fcs: FcsFile, *, tube: str | None = None) -> Forei
     kind = detect(data, path.name)
     if kind == "opencyto":
         return _placed(data, path.name, fcs)
-    return reader_of(kind)(data, path.name, fcs, tube=tube)
+    strategy = reader_of(kind)(data, path.name, fcs, tube=tube)
+    if len(strategy.gates) > MAX_GATES:
+        raise InputError(
+            f"the document has {len(strategy.gates):,} gates, more than the {MAX_GATES:,} that are evaluated",
+            source=path.name,
+        )
+    return strategy
 
 
 def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
