@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from flowmrd.cytometry.transforms import Linear, Transform
+from flowmrd.cytometry.transforms import Bounded, Linear, Transform
 from flowmrd.errors import Level, QcFinding
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -741,6 +741,8 @@ def _check_drift(
 
 def _trend_decades(medians: Floats, flagged: NDArray[np.bool_], scale: Transform, limits: DriftLimits) -> float | None:
     """Drift from start to end, in decades, where it exceeds the limit and the scatter of the bins; else `None`."""
+    if isinstance(scale, Bounded):
+        scale = scale.scale
     if isinstance(scale, Linear):
         values = scale.inverse(medians)
         usable = ~flagged & (values > 0)

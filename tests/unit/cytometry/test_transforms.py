@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.transforms import Arcsinh, Linear, Log, Logicle, Transform, make_transform, ticks
+from flowmrd.cytometry.transforms import Arcsinh, Bounded, Linear, Log, Logicle, Transform, make_transform, ticks
 
 STANDARD = Logicle(T=262144.0, W=0.5, M=4.5)
 EVERY_KIND: tuple[Transform, ...] = (
@@ -74,6 +74,7 @@ def test_fixed_points_of_the_gating_ml_definitions() -> None:
 
 @pytest.mark.parametrize("scale", EVERY_KIND, ids=lambda scale: scale.kind)
 def test_nan_stays_nan_and_top_becomes_one(scale: Transform) -> None:
+    assert not isinstance(scale, Bounded)
     result = scale.forward([np.nan, scale.T, np.inf])
     assert np.isnan(result[0])
     assert result[1] == pytest.approx(1.0, abs=1e-11)
@@ -121,7 +122,10 @@ def test_parameters_round_trip_through_make_transform_and_pickle(scale: Transfor
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"kind": "biex", "T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got 'biex'"),
+        (
+            {"kind": "biex", "T": 1.0},
+            "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got 'biex'",
+        ),
         ({"T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got None"),
         ({"kind": "log", "T": 1.0}, "transform log: expected parameters T, M; missing M"),
         ({"kind": "linear", "T": 1.0, "W": 1.0}, "transform linear: expected parameters T, A; got W"),
