@@ -12,7 +12,17 @@ from flowmrd.errors import AnalysisError, Level
 from flowmrd.gating.template import find_template, template_paths
 
 # Where findings are made; the command line and the report only show them.
-MAKERS = ("fcs", "cytometry", "documents", "gating", "quantification", "pipeline.py", "panels.py", "execution.py")
+MAKERS = (
+    "fcs",
+    "cytometry",
+    "documents",
+    "gating",
+    "quantification",
+    "pipeline.py",
+    "panels.py",
+    "execution.py",
+    "foreign.py",
+)
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 # Functions that make a finding, and which of their arguments is the code.
 CALLS = {"info": 0, "warning": 0, "violation": 0, "_finding": 1, "add": 1}
