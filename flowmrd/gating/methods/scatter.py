@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ Floats = NDArray[np.float64]
 
 # Beyond the scale on every side, so that a band or line has no end inside the data.
 FAR_LOW, FAR_HIGH = -0.5, 2.0
+_CHUNK = 65536
 
 
 class SingletBandParams(Params):
@@ -57,19 +59,48 @@ def _course_of_singles(centre: Floats, middle: Floats, spread: Floats, leave: fl
     return centre, middle, spread
 
 
+def _by_first(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return pairs in ascending order of x.
+
+    Each pair is sorted as one integer, ten times as fast as finding the order of x and gathering y by it: the bits of a
+    float ascend with it, once those of negative ones are turned round.
+    """
+    pair = np.empty((x.size, 2), np.uint32)
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    bits = x.view(np.uint32)
+    np.bitwise_xor(bits, np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(1 << 31)), out=pair[:, high])
+    pair[:, low] = y.view(np.uint32)
+    pair.view(np.uint64).reshape(-1).sort()
+    bits = pair[:, high]
+    bits = bits ^ np.where(bits >> 31, np.uint32(1 << 31), np.uint32(0xFFFFFFFF))
+    return bits.view(np.float32), pair[:, low].copy().view(np.float32)
+
+
+def _quantiles(ascending: NDArray[np.float32], shares: Floats) -> Floats:
+    """Return quantiles of sorted values, between neighbours by the rule of `numpy.quantile`."""
+    place = shares * (ascending.size - 1)
+    before = np.floor(place).astype(np.intp)
+    a, b = (ascending[np.minimum(at, ascending.size - 1)].astype(np.float64) for at in (before, before + 1))
+    part = place - before
+    return np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1.0 - part))
+
+
 def _find_band(sample: Sample, params: SingletBandParams) -> Found:
-    first, second = sample.markers
-    x = sample.events[first].astype(np.float64)
-    y = sample.events[second].astype(np.float64)
+    first, second = (sample.events[marker] for marker in sample.markers)
+    finite = np.isfinite(first) & np.isfinite(second)
+    lost = int(first.size - np.count_nonzero(finite))
+    x, y = _by_first(first[finite], second[finite]) if lost else _by_first(first, second)
+    if not x.size:
+        raise NotFound("too few events for a singlet band")
     bins = int(np.clip(x.size // params.bin_events, 1, params.max_bins))
-    edges = np.quantile(x, np.linspace(0.0, 1.0, bins + 1))
+    edges = _quantiles(x, np.linspace(0.0, 1.0, bins + 1))
     centres, middles, spreads = [], [], []
     for low, high in pairwise(edges.tolist()):
-        inside = (x >= low) & (x <= high)
-        if inside.sum() < 20:
+        inside = slice(np.searchsorted(x, low, side="left"), np.searchsorted(x, high, side="right"))
+        values = y[inside].astype(np.float64)
+        if values.size < 20:
             continue
-        values = y[inside]
-        centres.append(float(np.median(x[inside])))
+        centres.append(float(np.median(x[inside].astype(np.float64))))
         middles.append(float(np.median(values)))
         spreads.append(max(1.4826 * float(np.median(np.abs(values - middles[-1]))), params.min_spread))
     if not centres:
@@ -90,9 +121,13 @@ def _find_band(sample: Sample, params: SingletBandParams) -> Found:
     ends = (middle[0] + slopes[0] * (FAR_LOW - centre[1]), middle[-1] + slopes[1] * (FAR_HIGH - centre[-2]))
     middle = np.r_[ends[0], middle, ends[1]]
     spread = np.r_[spread[0], spread, spread[-1]]
-    floor = np.interp(x, centre, middle - params.lower * spread)
-    ceiling = np.interp(x, centre, middle + params.upper * spread)
-    removed = float(np.mean((y < floor) | (y > ceiling)))
+    outside = lost  # a pulse that is not a number is no single event's
+    for start in range(0, x.size, _CHUNK):
+        here, there = x[start : start + _CHUNK], y[start : start + _CHUNK]
+        below = there < np.interp(here, centre, middle - params.lower * spread)
+        above = there > np.interp(here, centre, middle + params.upper * spread)
+        outside += int(np.count_nonzero(below | above))
+    removed = outside / first.size
     if removed > params.max_removed:
         raise NotFound(
             f"a singlet band would remove {removed:.0%} of the events, more than the {params.max_removed:.0%} allowed"
