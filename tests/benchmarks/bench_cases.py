@@ -353,10 +353,13 @@ def main(case: str, folder: Path) -> None:
     prepare, order = CASES[case]
     run = prepare(folder, order)
     base = peak_mb()
+    user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     wall, cpu = time.perf_counter(), time.process_time()
     answer = run()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    print(json.dumps({"cpu_s": cpu, "wall_s": wall, "base_mb": base, "peak_mb": peak_mb(), "answer": answer}))
+    user = resource.getrusage(resource.RUSAGE_SELF).ru_utime - user
+    taken = {"cpu_s": cpu, "user_s": user, "wall_s": wall, "base_mb": base, "peak_mb": peak_mb(), "answer": answer}
+    print(json.dumps(taken))
 
 
 if __name__ == "__main__":
