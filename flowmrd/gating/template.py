@@ -158,10 +158,10 @@ class GatingTemplate(_Document):
         return next(row for row in self.population if row.name == name)
 
     def path(self, name: str) -> str:
-        """Return `/root/…/name`."""
+        """Return `/…/name`: all ancestors below the root, as in documents of other programs."""
         parts = [name]
-        while parts[0] != ROOT:
-            parts.insert(0, self.row(parts[0]).parent)
+        while (parent := self.row(parts[0]).parent) != ROOT:
+            parts.insert(0, parent)
         return "/" + "/".join(parts)
 
     @property

@@ -80,7 +80,7 @@ def test_the_small_template_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     path.write_text(SMALL, encoding="utf-8")
     template = load_template(path)
-    assert template.path("precursors") == "/root/cd19/precursors"
+    assert template.path("precursors") == "/cd19/precursors"
     assert template.target == "precursors"
     assert len(template.digest) == 64
 

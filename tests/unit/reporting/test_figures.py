@@ -165,7 +165,7 @@ def test_every_drawable_gate_is_drawn_on_linear_axes(results: Results) -> None:
 def gate(outline: list[list[float]], kind: str) -> GateShape:
     return GateShape(
         population="p",
-        path="/root/p",
+        path="/p",
         kind=kind,
         outline=np.array(outline),
         events=1,
