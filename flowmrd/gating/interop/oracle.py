@@ -81,7 +81,7 @@ def flowkit_membership(strategy: Any, result: GatingResult, path: Path) -> Mappi
 
 def _path(result: GatingResult, name: str) -> tuple[str, ...]:
     """Return the ancestors of a population, root first."""
-    return tuple(result.template.path(name).strip("/").split("/")[:-1])
+    return (ROOT, *result.template.path(name).strip("/").split("/")[:-1])
 
 
 def _in_order(result: GatingResult) -> Iterator[str]:
