@@ -14,6 +14,7 @@ from flowmrd.simulation.acquisition import (
     simulate,
     simulate_marrow,
 )
+from flowmrd.simulation.cases import Case, simulate_case
 from flowmrd.simulation.marrow import Bimodal, Immunophenotype, TargetStatus, load_immunophenotype
 from flowmrd.simulation.profile import Profile, load_profile, tube_ids
 from flowmrd.simulation.subject import SubjectDocument, Visit, demo_subject, load_subject, write_subject
@@ -31,6 +32,7 @@ __all__ = [
     "SIMULATOR_VERSION",
     "Bimodal",
     "ByteOrder",
+    "Case",
     "ChannelSet",
     "DataType",
     "Immunophenotype",
@@ -50,6 +52,7 @@ __all__ = [
     "load_profile",
     "load_subject",
     "simulate",
+    "simulate_case",
     "simulate_marrow",
     "tube_ids",
     "write_simulated",

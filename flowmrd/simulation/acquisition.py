@@ -29,6 +29,7 @@ from flowmrd.simulation.marrow import (
     add_blasts,
     draw_immunophenotype,
     draw_target_loss,
+    remaining_aberrations,
 )
 from flowmrd.simulation.profile import LoadedProfile, Profile, load_profile
 
@@ -39,10 +40,11 @@ _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 
 
 class PhenotypeDraw(StrEnum):
-    """How a patient's immunophenotype is drawn: any, or one of few weak aberrations."""
+    """How a patient's immunophenotype is drawn: any, one of few weak aberrations, or any but those."""
 
     RANDOM = "random"
     HARD = "hard"
+    PLAIN = "plain"
 
 
 class ChannelSet(StrEnum):
@@ -102,6 +104,8 @@ class Parameters:
     blasts : expected blasts as a fraction (0–1) of nucleated live single cells; their number is a Poisson draw
     scenario : composition, one of the profile's
     phenotype : immunophenotype of the blasts, or how to draw it
+    left_out : kinds of aberration that a drawn immunophenotype must not have: a marker (`"CD58"`), or a marker and a
+        direction (`"CD10 up"`, `"CD10 down"`)
     cd19 : what directed therapy left of its target on the blasts
     batch : strength of batch effects; 1 = well-run laboratory, 2.5 = bad day
     lab : laboratory id; adds one constant shift a marker to all its files
@@ -119,6 +123,7 @@ class Parameters:
     blasts: float = 0.0
     scenario: str = "normal"
     phenotype: Immunophenotype | PhenotypeDraw = PhenotypeDraw.RANDOM
+    left_out: tuple[str, ...] = ()
     cd19: TargetStatus = TargetStatus.POSITIVE
     batch: float = 1.0
     lab: str = ""
@@ -213,13 +218,26 @@ class Simulated:
         ------
         SettingsError : there is no such stained channel
         """
-        stained = [row for row, channel in enumerate(self.channels) if channel.pns]
+        stained = self._stained
         for column, row in enumerate(stained):
             if name in {self.channels[row].pnn, self.channels[row].pns}:
                 weights = np.linalg.inv(self.spillover.matrix)[:, column]
                 return np.asarray(weights @ self.values[stained].astype(np.float64), np.float64)
         known = ", ".join(self.channels[row].pns for row in stained)
         raise SettingsError(f"no stained channel {name!r}", hint=f"one of: {known}")
+
+    def all_compensated(self) -> NDArray[np.float32]:
+        """All values, (channels, events), the stained ones compensated by the matrix that the file will carry."""
+        values = self.values.copy()
+        stained, inverse = self._stained, np.linalg.inv(self.spillover.matrix).T
+        for start in range(0, values.shape[1], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            values[stained, block] = inverse @ self.values[stained, block].astype(np.float64)
+        return values
+
+    @property
+    def _stained(self) -> list[int]:
+        return [row for row, channel in enumerate(self.channels) if channel.pns]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -336,6 +354,10 @@ def _check(parameters: Parameters, profile: Profile, seed: int) -> None:
     tube = profile.profile.tube
     if parameters.blasts > 0 and profile.leukemia is None:
         raise SettingsError(f"tube {tube!r} has no leukemia in its profile", where="blasts", hint="leave it at 0")
+    if parameters.left_out and profile.leukemia is None:
+        raise SettingsError(f"tube {tube!r} has no leukemia in its profile", where="left-out", hint="leave it empty")
+    if profile.leukemia is not None:
+        remaining_aberrations(profile.leukemia, parameters.left_out)
     if profile.car is None and (parameters.car > 0 or parameters.fmo):
         raise SettingsError(f"tube {tube!r} has no CAR reagent", where="car", hint="use a CAR-T tube")
     if parameters.beads and profile.beads is None:
@@ -367,8 +389,10 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
         if isinstance(parameters.phenotype, Immunophenotype):
             phenotype = parameters.phenotype
         else:
-            hard = True if parameters.phenotype is PhenotypeDraw.HARD else None
-            phenotype = draw_immunophenotype(profile.leukemia, _stream(patient, _Stream.PHENOTYPE), hard=hard)
+            hard = {PhenotypeDraw.HARD: True, PhenotypeDraw.PLAIN: False}.get(parameters.phenotype)
+            phenotype = draw_immunophenotype(
+                profile.leukemia, _stream(patient, _Stream.PHENOTYPE), hard=hard, left_out=parameters.left_out
+            )
         loss = draw_target_loss(profile.leukemia, parameters.cd19, _stream(patient, _Stream.TARGET))
         model = add_blasts(model, profile, phenotype, loss, _stream(patient, _Stream.BLAST_SHIFT))
     shares = draw_composition(
@@ -667,6 +691,8 @@ def _plain(value: object) -> object:
         return value.model_dump()
     if isinstance(value, StrEnum):
         return value.value
+    if isinstance(value, tuple):
+        return list(value)
     return value.isoformat() if isinstance(value, dt.date) else value
 
 

@@ -16,6 +16,8 @@ from flowmrd.errors import SettingsError
 from flowmrd.simulation.cells import CellModel, SecondMode
 from flowmrd.simulation.profile import Fraction, Leukemia, Profile, read_toml
 
+AberrationRange = tuple[float, float, float]  # weight, low, high
+
 
 class TargetStatus(StrEnum):
     """What directed therapy left of its target on the blasts (`--cd19`)."""
@@ -59,23 +61,66 @@ class TargetLoss:
     lost_fraction: float
 
 
-def draw_immunophenotype(leukemia: Leukemia, rng: np.random.Generator, *, hard: bool | None = None) -> Immunophenotype:
-    """Draw a patient's immunophenotype; `hard` forces or forbids a case of few weak aberrations, `None` draws it."""
+def remaining_aberrations(
+    leukemia: Leukemia, left_out: tuple[str, ...]
+) -> dict[str, tuple[float, list[AberrationRange]]]:
+    """Aberrations that may be drawn: chance and ranges (weight, low, high) of each marker, those left out taken away.
+
+    Parameters
+    ----------
+    left_out : a marker, or a marker with ` up` or ` down`: the direction of the shift that must not be drawn
+
+    Raises
+    ------
+    SettingsError : an unknown kind, or too few kinds left for a patient
+    """
+    known = [kind for marker in leukemia.aberration for kind in (marker, f"{marker} up", f"{marker} down")]
+    unknown = [kind for kind in left_out if kind not in known]
+    if unknown:
+        markers = ", ".join(leukemia.aberration)
+        raise SettingsError(
+            f"no aberration {unknown[0]!r}", where="left-out", hint=f"MARKER, 'MARKER up' or 'MARKER down' of {markers}"
+        )
+    result = {}
+    for marker, entry in leukemia.aberration.items():
+        ranges = [
+            span
+            for span in entry.range
+            if marker not in left_out and f"{marker} {'up' if span[1] + span[2] > 0 else 'down'}" not in left_out
+        ]
+        result[marker] = (entry.chance if ranges else 0.0, ranges)
+    least = max(leukemia.count[0], leukemia.hard_count)
+    if sum(chance > 0 for chance, _ in result.values()) < least:
+        raise SettingsError(f"a patient needs {least} aberrations", where="left-out", hint="leave fewer kinds out")
+    return result
+
+
+def draw_immunophenotype(
+    leukemia: Leukemia, rng: np.random.Generator, *, hard: bool | None = None, left_out: tuple[str, ...] = ()
+) -> Immunophenotype:
+    """Draw a patient's immunophenotype.
+
+    Parameters
+    ----------
+    hard : forces or forbids a case of few weak aberrations; `None` draws it
+    left_out : kinds of aberration that must not occur, see `remaining_aberrations`
+    """
+    possible = remaining_aberrations(leukemia, left_out)
     is_hard = bool(rng.random() < leukemia.hard_share) if hard is None else hard
     low, high = (leukemia.hard_count, leukemia.hard_count) if is_hard else leukemia.count
-    names = list(leukemia.aberration)
-    chances = np.array([entry.chance for entry in leukemia.aberration.values()])
+    names = list(possible)
+    chances = np.array([chance for chance, _ in possible.values()])
     if is_hard:
         # As many as wanted, likelier ones first: the order of exponential races with rate = chance.
-        order = np.argsort(rng.exponential(1.0, len(names)) / np.maximum(chances, 1e-9))
-        chosen = sorted(order[:high].tolist())
+        times = rng.exponential(1.0, len(names)) / np.maximum(chances, 1e-9)
+        chosen = sorted(np.argsort(times)[:high].tolist())
     else:
         chosen = []
         while not low <= len(chosen) <= high:
             chosen = np.flatnonzero(rng.random(len(names)) < chances).tolist()
     shifts = {}
     for index in chosen:
-        ranges = leukemia.aberration[names[index]].range
+        ranges = possible[names[index]][1]
         weights = np.array([entry[0] for entry in ranges])
         _, start, stop = ranges[int(rng.choice(len(ranges), p=weights / weights.sum()))]
         shifts[names[index]] = round(float(rng.uniform(start, stop)) * (leukemia.hard_scale if is_hard else 1.0), 4)
