@@ -1,4 +1,4 @@
-"""Reading TOML and CSV documents so that every fault can be told with file, row or key path; no meaning of any key.
+"""Reading TOML, CSV and JSON so that every fault can be told with file, row or key path; no meaning of any key.
 
 A document that cannot be read at all is one error. Faults inside it are collected and raised together as an
 `ExceptionGroup`, so that a person mends a file once and not once a mistake.
@@ -10,6 +10,7 @@ import csv
 import difflib
 import hashlib
 import io
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ class TomlDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvRow:
-    """One row as column → cell, without blanks at the cells' ends; `number` is the spreadsheet's (the header is 1)."""
+    """One row as column → cell, without blanks at the cells' ends.
+
+    `number` is the spreadsheet's (the header is 1); of a JSON list, the object's place from 1.
+    """
 
     number: int
     cells: Mapping[str, str]
@@ -44,7 +48,7 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvTable:
-    """A CSV file: header, rows that hold anything, faults of shape, and the SHA-256 of its bytes."""
+    """A table file: header, rows that hold anything, faults of shape, and the SHA-256 of its bytes."""
 
     path: Path
     header: tuple[str, ...]
@@ -132,6 +136,99 @@ def read_csv(path: Path, *, error: type[InputError]) -> CsvTable:
     )
 
 
+def read_table(path: Path, *, error: type[InputError]) -> CsvTable:
+    """Read rows from CSV, or from JSON: a list of objects, one a row; the content decides, not the file's name.
+
+    Parameters
+    ----------
+    path : the file
+    error : class of the error to raise
+
+    Raises
+    ------
+    InputError : of class `error`; see `read_csv` and `read_json_rows`
+    """
+    raw = _read(path, error)
+    start = raw[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return (read_json_rows if start[:1] in {b"[", b"{"} else read_csv)(path, error=error)
+
+
+def read_json_rows(path: Path, *, error: type[InputError]) -> CsvTable:
+    """Read a JSON list of row objects whose values are strings, numbers or null (missing).
+
+    A number keeps the text it has in the file, so that a cell means the same in JSON and in CSV. The header is every
+    key of any row; a row without a key has an empty cell there.
+
+    Parameters
+    ----------
+    path : the file
+    error : class of the error to raise
+
+    Raises
+    ------
+    InputError : of class `error`; unreadable, not UTF-8, not JSON, or no list of objects
+    """
+    raw = _read(path, error)
+    try:
+        data = json.loads(
+            _decode(raw, path, error),
+            parse_float=_Number,
+            parse_int=_Number,
+            parse_constant=_Number,
+            object_pairs_hook=_Pairs,
+        )
+    except json.JSONDecodeError as fault:
+        where = f"line {fault.lineno}, column {fault.colno}"
+        raise error(f"not valid JSON: {fault.msg}", source=path.name, where=where) from None
+    except RecursionError:
+        raise error("expected a list of row objects; got values nested too deep", source=path.name) from None
+    if isinstance(data, _Pairs) or not isinstance(data, list):
+        got = _json_kind(data)
+        raise error(f"expected a list of row objects; got {got}", source=path.name, hint="write [ {…}, {…} ]")
+    header: dict[str, None] = {}
+    rows, faults = [], []
+    for number, item in enumerate(data, start=1):
+        where = f"row {number}"
+        if not isinstance(item, _Pairs):
+            faults.append(error(f"expected an object; got {_json_kind(item)}", source=path.name, where=where))
+            continue
+        cells: dict[str, str] = {}
+        for name, value in item:
+            place = f"{where}, column {name}"
+            if name in cells:
+                faults.append(error("expected each column once; got it twice", source=path.name, where=place))
+            if value is not None and not isinstance(value, str):
+                text = f"expected a string, a number or null; got {_json_kind(value)}"
+                faults.append(error(text, source=path.name, where=place))
+            # Left out after a fault of its own; "missing" would be a second one.
+            cells[name] = value.strip() if isinstance(value, str) else ""
+        header.update(dict.fromkeys(cells))
+        if any(cells.values()):
+            rows.append(CsvRow(number=number, cells=cells))
+    names = tuple(header)
+    full = tuple(CsvRow(number=row.number, cells={name: row.cells.get(name, "") for name in names}) for row in rows)
+    return CsvTable(path=path, header=names, rows=full, faults=tuple(faults), digest=hashlib.sha256(raw).hexdigest())
+
+
+class _Number(str):
+    """A JSON number as it is written."""
+
+    __slots__ = ()
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with repeated keys kept."""
+
+    __slots__ = ()
+
+
+def _json_kind(value: object) -> str:
+    if isinstance(value, _Number):
+        return f"the number {value[:40]}"
+    named = {_Pairs: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return named[type(value)]
+
+
 def validate(model: type[Model], data: Mapping[str, Any], *, source: str, error: type[InputError]) -> Model:
     """Build a pydantic model from a mapping.
 
@@ -201,7 +298,7 @@ def _message(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return "unknown key"
     got = item["input"]
-    text = str(item["msg"])
+    text = str(item["msg"]).removeprefix("Value error, ")
     return text if isinstance(got, Mapping) else f"{text}; got {got!r}"
 
 

@@ -1,4 +1,4 @@
-"""The manifest: one CSV row an acquisition, validated completely before the first FCS file is opened.
+"""The manifest: one row an acquisition (CSV or JSON), validated completely before the first FCS file is opened.
 
 Columns follow domain reference 6-lims 6.1; `docs/reference/manifest.md` lists them. A cell is either valid, empty
 (missing) or a fault; every fault of a file is reported at once, with row, column, what was expected and what was found.
@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flowmrd.documents.loader import CsvRow, nearest, raise_faults, read_csv
+from flowmrd.documents.gate_set import GateSet, load_gate_set
+from flowmrd.documents.loader import CsvRow, nearest, raise_faults, read_table
 from flowmrd.errors import InputError, Level, ManifestError, QcFinding
 
 
@@ -100,6 +101,8 @@ class ManifestRow(BaseModel):
     instrument_id: str | None = None
     cytometer_setup_id: str | None = None
     fcs_sha256: str | None = None
+    gate_set: str | None = None
+    gate_set_sha256: str | None = None
     control_acquisition: tuple[str, ...] = ()
     control_kind: tuple[ControlKind, ...] = ()
     car_reagent: str | None = None
@@ -128,16 +131,31 @@ class ManifestRow(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedGateSet:
+    """A gate set and the row that names it (the first, where several do)."""
+
+    gate_set: GateSet
+    row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A validated manifest.
 
     `digest` is the SHA-256 of the file's bytes. `warnings` maps an acquisition to findings that do not stop a run.
+    `gate_sets` maps (pseudonym, tube) to the gate set named in any row of them, and the first such row.
     """
 
     rows: tuple[ManifestRow, ...]
     digest: str
     path: Path
     warnings: Mapping[str, tuple[QcFinding, ...]]
+    gate_sets: Mapping[tuple[str, str], NamedGateSet]
+
+    def gate_set_of(self, row: ManifestRow) -> GateSet | None:
+        """Return the gate set that applies to an acquisition: that of its subject and tube, whichever row names it."""
+        named = self.gate_sets.get((row.patient_pseudonym, row.tube))
+        return None if named is None else named.gate_set
 
 
 REQUIRED = ("patient_pseudonym", "specimen_type", "study_day", "tube", "fcs_filename")
@@ -155,7 +173,7 @@ def load_manifest(path: Path, *, known_tubes: Collection[str] | None = None) -> 
 
     Parameters
     ----------
-    path : the CSV file; file names in it are relative to its folder
+    path : a CSV file, or a JSON list of row objects; file names in it are relative to its folder
     known_tubes : template ids that `tube` may name; `None` = not checked here
 
     Raises
@@ -163,9 +181,10 @@ def load_manifest(path: Path, *, known_tubes: Collection[str] | None = None) -> 
     ManifestError : the file cannot be read as a table
     ExceptionGroup : of `ManifestError`: missing or unknown columns, or every faulty cell
     """
-    table = read_csv(path, error=ManifestError)
+    table = read_table(path, error=ManifestError)
     source = path.name
-    raise_faults(_header_faults(table.header, source), source=source)
+    # An empty JSON list has no header to judge.
+    raise_faults(_header_faults(table.header, source) if table.header else (), source=source)
     calendar = load_visits()
     faults: list[InputError] = list(table.faults)
     read: list[tuple[CsvRow, dict[str, Any]]] = []
@@ -174,11 +193,14 @@ def load_manifest(path: Path, *, known_tubes: Collection[str] | None = None) -> 
         faults.extend(found)
         read.append((row, values))
     if not table.rows and not table.faults:
-        faults.append(ManifestError("expected at least one row below the header; got none", source=source))
+        below = " below the header" if table.header else ""
+        faults.append(ManifestError(f"expected at least one row{below}; got none", source=source))
     faults.extend(_across_rows(read, source))
+    gate_sets: dict[tuple[str, str], NamedGateSet] = {}
+    faults.extend(_gate_set_faults(read, path, gate_sets))
     raise_faults(sorted(faults, key=_row_number), source=source)
     rows = tuple(ManifestRow.model_validate(values) for _, values in read)
-    return Manifest(rows=rows, digest=table.digest, path=path, warnings=_warnings(rows, calendar))
+    return Manifest(rows=rows, digest=table.digest, path=path, warnings=_warnings(rows, calendar), gate_sets=gate_sets)
 
 
 def acquisition_name_fault(name: str) -> str:
@@ -398,6 +420,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "infusion_date_offset": _integer(),
     "course": _integer(1),
     "fcs_sha256": _digest,
+    "gate_set_sha256": _digest,
     "control_acquisition": _list(str),
     "control_kind": _list(_code(ControlKind)),
     "beads_added": _number(above=0),
@@ -537,6 +560,60 @@ def _across_rows(read: Sequence[tuple[CsvRow, dict[str, Any]]], source: str) -> 
                     source=source,
                     where=f"row {row.number}, column accession",
                 )
+
+
+def _gate_set_faults(
+    read: Sequence[tuple[CsvRow, dict[str, Any]]], path: Path, found: dict[tuple[str, str], NamedGateSet]
+) -> Iterator[ManifestError]:
+    """Read every gate set that a row names into `found`; faults name the row and its column."""
+    seen: dict[Path, GateSet | None] = {}
+    for row, values in read:
+        column = "gate_set"
+
+        def fault(message: str, hint: str = "", column: str = column, row: CsvRow = row) -> ManifestError:
+            where = f"row {row.number}, column {column}"
+            return ManifestError(message, source=path.name, where=where, hint=hint)
+
+        name = values.get(column)
+        if name is None:
+            if "gate_set_sha256" in values:
+                yield fault("expected a file in column gate_set; got none", column="gate_set_sha256")
+            continue
+        place = path.parent / name
+        if not _is_file(place):
+            yield fault(f"expected an existing gate set; got {name!r}", "names are relative to the manifest's folder")
+            continue
+        if place not in seen:
+            seen[place] = None  # faults of one file are told once
+            try:
+                seen[place] = load_gate_set(place, error=ManifestError)
+            except ManifestError as error:
+                yield fault(str(error))
+            except ExceptionGroup as group:
+                yield from (fault(str(error)) for error in group.exceptions)
+        if (gate_set := seen[place]) is None:
+            continue
+        expected = values.get("gate_set_sha256")
+        if expected is not None and expected != gate_set.digest:
+            text = f"expected {expected} for {name}; got {gate_set.digest}"
+            yield fault(text, "the gate set changed since it was listed", column="gate_set_sha256")
+        head = gate_set.gate_set
+        if "patient_pseudonym" in values and head.subject != values["patient_pseudonym"]:
+            # Pseudonyms are not repeated in messages.
+            text = "expected a gate set of the row's patient_pseudonym; got one of another subject"
+            yield fault(text, f"compare gate_set.subject in {name}")
+            continue
+        if "tube" in values and head.template != values["tube"]:
+            text = f"expected a gate set for the row's tube {values['tube']!r}; got one for {head.template!r}"
+            yield fault(text, f"name {name} in a row of that tube, or correct gate_set.template in it")
+            continue
+        if not {"patient_pseudonym", "tube"} <= values.keys():
+            continue
+        key = (values["patient_pseudonym"], values["tube"])
+        other = found.setdefault(key, NamedGateSet(gate_set=gate_set, row=row.number))
+        if other.gate_set.digest != gate_set.digest:
+            text = f"expected one gate set for a subject and tube; got {name}, and {other.gate_set.path.name} in row"
+            yield fault(f"{text} {other.row}", "a set named in one row applies to all acquisitions of subject and tube")
 
 
 def _warnings(rows: Sequence[ManifestRow], calendar: VisitCalendar) -> dict[str, tuple[QcFinding, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from flowmrd.documents.loader import key_path, load_toml, nearest, raise_faults, read_csv, validate
+from flowmrd.documents.loader import key_path, load_toml, nearest, raise_faults, read_csv, read_table, validate
 from flowmrd.errors import InputError, ManifestError, SettingsError
 
 
@@ -129,3 +129,39 @@ def test_names_and_paths() -> None:
     assert nearest("Specimen", ["specimen_type", "tube"]) == "did you mean specimen_type?"
     assert nearest("zzz", ["tube"]) == ""
     assert key_path(["population", 2, "params", "cut"]) == "population[2].params.cut"
+
+
+def test_json_rows_are_read_as_csv_rows_with_numbers_as_they_are_written(tmp_path: Path) -> None:
+    text = '\ufeff [{"a": " x ", "b": 28, "c": null}, {}, {"a": 1.50e-4, "d": "y"}]'
+    table = read_table(write(tmp_path, text), error=ManifestError)
+    assert table.header == ("a", "b", "c", "d")
+    assert [(row.number, dict(row.cells)) for row in table.rows] == [
+        (1, {"a": "x", "b": "28", "c": "", "d": ""}),
+        (3, {"a": "1.50e-4", "b": "", "c": "", "d": "y"}),
+    ]
+    assert table.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', "doc.txt: expected a list of row objects; got an object (write [ {…}, {…} ])"),
+        ('[\n{"a" 1}]', "doc.txt, line 2, column 6: not valid JSON: Expecting ':' delimiter"),
+        ("[" * 100_000, "doc.txt: expected a list of row objects; got values nested too deep"),
+    ],
+)
+def test_json_that_is_no_list_of_rows_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read_table(write(tmp_path, text), error=ManifestError)
+    assert str(caught.value) == message
+
+
+def test_json_faults_of_shape_are_collected(tmp_path: Path) -> None:
+    text = '[{"a": true}, 3, {"a": 1, "a": 2}, {"a": [1]}]'
+    table = read_table(write(tmp_path, text), error=ManifestError)
+    assert [str(fault) for fault in table.faults] == [
+        "doc.txt, row 1, column a: expected a string, a number or null; got true or false",
+        "doc.txt, row 2: expected an object; got the number 3",
+        "doc.txt, row 3, column a: expected each column once; got it twice",
+        "doc.txt, row 4, column a: expected a string, a number or null; got a list",
+    ]

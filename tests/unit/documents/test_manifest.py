@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import pickle
 import re
 from datetime import UTC, datetime
@@ -34,6 +36,21 @@ GOOD = {
     "fcs_filename": "a.fcs",
 }
 
+GATE_SET = """
+[gate_set]
+id = "own"
+subject = "PSN-0042"
+template = "ball-mrd-10c"
+author = "A. Reviewer"
+date = 2026-03-01
+source = "diagnosis, day -20"
+reason = "the blasts are CD10-dim"
+
+[[override]]
+population = "cd19"
+gate = { kind = "rectangle", markers = ["CD19"], low = [0.9], high = [2.0] }
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -41,6 +58,11 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _own_gates(folder: Path) -> None:
+    (folder / "own.toml").write_text(GATE_SET, encoding="utf-8")
 
 
 def quoted(cell: str) -> str:
@@ -101,6 +123,8 @@ def test_every_optional_column_is_read_into_its_type(folder: Path) -> None:
             "instrument_id": "i",
             "cytometer_setup_id": "c",
             "fcs_sha256": "AB" * 32,
+            "gate_set": "own.toml",
+            "gate_set_sha256": hashlib.sha256(GATE_SET.encode()).hexdigest(),
             "control_acquisition": "b; c",
             "control_kind": "pre_infusion;fmo",
             "car_reagent": "r",
@@ -399,3 +423,121 @@ def test_every_column_is_documented(repository: Path) -> None:
     text = (repository / "docs" / "reference" / "manifest.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(COLUMNS)
+
+
+def write_json(folder: Path, rows: object) -> Path:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def test_a_json_list_of_rows_means_the_same_as_csv(folder: Path) -> None:
+    plain = {**GOOD, "study_day": 28, "lymph_pct": 24.5, "comment": None, "control_acquisition": "b"}
+    manifest = load_manifest(write_json(folder, [plain, {**GOOD, "fcs_filename": "b.fcs"}]))
+    same = load(folder, {"lymph_pct": "24.5", "control_acquisition": "b"}, {"fcs_filename": "b.fcs"})
+    assert [row.model_dump(exclude={"row"}) for row in manifest.rows] == [
+        row.model_dump(exclude={"row"}) for row in same.rows
+    ]
+    assert [row.row for row in manifest.rows] == [1, 2]
+
+
+def test_faults_of_a_json_manifest_name_row_and_column_too(folder: Path) -> None:
+    rows = [
+        {**GOOD, "study_day": "later", "lymph_pct": 101, "specimen_type": True},
+        {"patient_pseudonym": "PSN-1", "specimen_type": "bm", "tube": "x", "fcs_filename": "b.fcs"},
+    ]
+    with pytest.raises(ExceptionGroup) as caught:
+        load_manifest(write_json(folder, rows))
+    assert [str(error).partition(";")[0] for error in caught.value.exceptions] == [
+        "manifest.json, row 1, column specimen_type: expected a string, a number or null",
+        "manifest.json, row 1, column specimen_type: expected a value",
+        "manifest.json, row 1, column study_day: expected a whole number",
+        "manifest.json, row 1, column lymph_pct: expected a number from 0 to 100",
+        "manifest.json, row 2, column specimen_type: expected one of BM, PB, CSF, PRODUCT",
+        "manifest.json, row 2, column study_day: expected a value",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "manifest.json: expected at least one row; got none"),
+        ([{"tube": 1, "ward": 2}], "manifest.json, header: unknown column 'ward'"),
+    ],
+)
+def test_an_empty_json_manifest_and_an_unknown_column_are_refused(
+    rows: list[dict[str, object]], message: str, folder: Path
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        load_manifest(write_json(folder, rows))
+    assert str(caught.value.exceptions[0]) == message
+
+
+def test_a_gate_set_applies_to_every_acquisition_of_its_subject_and_tube(folder: Path) -> None:
+    manifest = load(
+        folder,
+        {},
+        {"fcs_filename": "b.fcs", "study_day": "91", "gate_set": "own.toml"},
+        {"fcs_filename": "sub/c.fcs", "tube": "tbnk"},
+        {"fcs_filename": "weird#.fcs", "acquisition": "w", "patient_pseudonym": "PSN-0043"},
+    )
+    sets = [manifest.gate_set_of(row) for row in manifest.rows]
+    assert [one and one.gate_set.id for one in sets] == ["own", "own", None, None]
+    assert sets[0] is not None
+    assert sets[0].populations == ("cd19",)
+    assert sets[0].digest == hashlib.sha256(GATE_SET.encode()).hexdigest()
+
+
+def test_a_gate_set_of_another_subject_or_tube_is_a_fault_that_repeats_no_pseudonym(folder: Path) -> None:
+    found = faults(
+        folder,
+        {"patient_pseudonym": "PSN-0043", "gate_set": "own.toml"},
+        {"fcs_filename": "b.fcs", "tube": "tbnk", "gate_set": "own.toml"},
+        {"fcs_filename": "sub/c.fcs", "gate_set": "none.toml"},
+        {"fcs_filename": "weird#.fcs", "acquisition": "w", "gate_set": "own.toml", "gate_set_sha256": "0" * 64},
+        {"fcs_filename": "with space (1).fcs", "gate_set_sha256": "0" * 64},
+    )
+    digest = hashlib.sha256(GATE_SET.encode()).hexdigest()
+    assert found == [
+        (
+            "manifest.csv, row 2, column gate_set: expected a gate set of the row's patient_pseudonym; got one of another "
+            "subject (compare gate_set.subject in own.toml)"
+        ),
+        (
+            "manifest.csv, row 3, column gate_set: expected a gate set for the row's tube 'tbnk'; got one for "
+            "'ball-mrd-10c' (name own.toml in a row of that tube, or correct gate_set.template in it)"
+        ),
+        (
+            "manifest.csv, row 4, column gate_set: expected an existing gate set; got 'none.toml' "
+            "(names are relative to the manifest's folder)"
+        ),
+        (
+            f"manifest.csv, row 5, column gate_set_sha256: expected {'0' * 64} for own.toml; got {digest} "
+            "(the gate set changed since it was listed)"
+        ),
+        "manifest.csv, row 6, column gate_set_sha256: expected a file in column gate_set; got none",
+    ]
+
+
+def test_two_gate_sets_for_one_subject_and_tube_are_a_fault(folder: Path) -> None:
+    (folder / "copy.toml").write_text(GATE_SET, encoding="utf-8")
+    (folder / "other.toml").write_text(GATE_SET.replace('"own"', '"other"'), encoding="utf-8")
+    rows = [{"gate_set": "own.toml"}, {"fcs_filename": "b.fcs", "gate_set": "copy.toml"}]
+    assert load(folder, *rows).gate_sets["PSN-0042", "ball-mrd-10c"].row == 2
+    assert faults(folder, *rows, {"fcs_filename": "sub/c.fcs", "gate_set": "other.toml"}) == [
+        (
+            "manifest.csv, row 4, column gate_set: expected one gate set for a subject and tube; got other.toml, and "
+            "own.toml in row 2 (a set named in one row applies to all acquisitions of subject and tube)"
+        )
+    ]
+
+
+def test_faults_of_a_gate_set_are_told_in_the_row_that_names_it(folder: Path) -> None:
+    (folder / "own.toml").write_text(GATE_SET.replace("date = 2026-03-01", 'date = "March"\nwhen = 1'))
+    assert faults(folder, {"gate_set": "own.toml"}, {"fcs_filename": "b.fcs", "gate_set": "own.toml"}) == [
+        (
+            "manifest.csv, row 2, column gate_set: own.toml, gate_set.date: expected a date such as "
+            "2026-03-01; got 'March'"
+        ),
+        "manifest.csv, row 2, column gate_set: own.toml, gate_set.when: unknown key",
+    ]
