@@ -23,6 +23,8 @@ _CHUNK = 8192
 # errs by less than 2e-12 (measured against flowutils in tests/unit/cytometry/test_transforms.py).
 _SHIFT = 15
 _LN10 = math.log(10.0)
+# M - 2 W of decimal fractions can come out smaller than the same number written as A.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +204,7 @@ class Logicle:
         _require(self.T > 0, self, "T > 0", self.T)
         _require(self.M > 0, self, "M > 0", self.M)
         _require(0 <= self.W <= self.M / 2, self, "0 <= W <= M / 2", self.W)
-        _require(-self.W <= self.A <= self.M - 2 * self.W, self, "-W <= A <= M - 2 W", self.A)
+        _require(-self.W <= self.A <= self.M - 2 * self.W + _ROUNDING, self, "-W <= A <= M - 2 W", self.A)
         curve = _biexponential(T=self.T, W=self.W, M=self.M, A=self.A)
         object.__setattr__(self, "_curve", curve)
         object.__setattr__(self, "_table", _tabulate(curve, top=4.0 * self.T))
@@ -264,7 +266,7 @@ class Hyperlog:
         _require(self.T > 0, self, "T > 0", self.T)
         _require(self.M > 0, self, "M > 0", self.M)
         _require(0 < self.W <= self.M / 2, self, "0 < W <= M / 2", self.W)
-        _require(-self.W <= self.A <= self.M - 2 * self.W, self, "-W <= A <= M - 2 W", self.A)
+        _require(-self.W <= self.A <= self.M - 2 * self.W + _ROUNDING, self, "-W <= A <= M - 2 W", self.A)
         object.__setattr__(self, "_curve", _log_and_line(T=self.T, W=self.W, M=self.M, A=self.A))
 
     def forward(self, x: ArrayLike, out: Floats | None = None) -> Floats:

@@ -40,6 +40,7 @@ from flowmrd.gating.interop.document import (
     ForeignGate,
     ForeignStrategy,
     Matrix,
+    Scale,
 )
 from flowmrd.gating.interop.export import portable
 from flowmrd.gating.template import ROOT
@@ -86,7 +87,9 @@ def to_template(strategy: ForeignStrategy, *, template_id: str, fcs: FcsFile | N
     -------
     The template's text is accepted by `flowmrd template check`, and gates the same file to the same members.
     """
-    carried, notes = portable(strategy)
+    carried, notes = portable(_in_seconds(strategy, fcs))
+    if fcs is None:
+        notes = (*notes, *_unsure_of_time(carried))
     findings = [*(one for one in strategy.findings if one.level is not Level.INFO), *notes]
     compensation = _chosen(carried, fcs)
     lost: dict[str, str] = dict.fromkeys(carried.unread, "it is left out")
@@ -106,6 +109,57 @@ def to_template(strategy: ForeignStrategy, *, template_id: str, fcs: FcsFile | N
     return ConvertedTemplate(
         text=text, findings=tuple(findings), compensation=how, matrix=matrix, names=names, complete=complete
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfTicks:
+    """A scale of ticks over gain, as a scale of seconds."""
+
+    scale: Scale | None
+    step: float
+    gain: float
+
+    def forward(self, x: NDArray[np.float64], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Scale seconds; a millionth of a tick is rounding."""
+        ticks = np.round(np.asarray(x, np.float64) / self.step, 6) / self.gain
+        if self.scale is not None:
+            ticks = np.asarray(self.scale.forward(ticks))
+        if out is None:
+            return ticks
+        out[:] = ticks
+        return out
+
+
+def _unsure_of_time(strategy: ForeignStrategy) -> Iterable[QcFinding]:
+    """Say of each gate on time in ticks that no file tells how long a tick is."""
+    for one in strategy.gates:
+        dimensions = [strategy.dimensions[key] for key in gate_markers(one.gate)]
+        if any(each.ticks and channel_kind(each.channel) is ChannelKind.TIME for each in dimensions):
+            yield QcFinding(
+                level=Level.WARNING,
+                code="TIME_IN_TICKS",
+                message=f"Gate {one.name} is in ticks of the clock and templates gate on seconds: convert with --fcs.",
+                where=one.path,
+            )
+
+
+def _in_seconds(strategy: ForeignStrategy, fcs: FcsFile | None) -> ForeignStrategy:
+    """Return a strategy whose times are seconds, which is what templates gate on."""
+    if fcs is None or fcs.time_step is None:
+        return strategy
+    dimensions, scales = dict(strategy.dimensions), dict(strategy.scales)
+    for key, one in strategy.dimensions.items():
+        channel = _channel(one.channel, fcs)
+        if not one.ticks or one.ratio is not None or channel is None or channel.kind is not ChannelKind.TIME:
+            continue
+        name = f"{one.scale or 'linear'} of ticks"
+        scale = None if one.scale is None else strategy.scales[one.scale]
+        scales[name] = _OfTicks(scale=scale, step=fcs.time_step, gain=channel.gain)
+        dimensions[key] = replace(one, scale=name, ticks=False)
+    return replace(strategy, dimensions=dimensions, scales=scales)
 
 
 # --------------------------------------------------------------------------------------------------------- what fits in

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.compensation import unmixing_matrix
 from flowmrd.cytometry.events import BLOCK_EVENTS, Block
 from flowmrd.errors import CompensationError, Level, QcFinding
-from flowmrd.fcs import FcsFile
+from flowmrd.fcs import ChannelKind, FcsFile
 from flowmrd.gating.engine import Memberships, apply_gates
 from flowmrd.gating.gates import Boolean, Gate, gate_markers
 
 F64 = NDArray[np.float64]
 
-# The two compensation references that need no matrix of the document (Gating-ML 2.0, 5.1).
+# The two compensation references that need no matrix of the document (Gating-ML 2.0).
 FROM_FILE = "FCS"
 UNCOMPENSATED = "uncompensated"
 # Names that a message lists at most.
@@ -63,7 +63,8 @@ class Dimension:
     `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a
     matrix id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of
     Gating-ML's fratio: A * (x - B) / (y - C), over the two channels; `ratio_bounds` cut the ratio off before the scale
-    sees it.
+    sees it. With `ticks` a time channel has the file's own units divided by `$PnG`, which is what FCS calls its scale
+    values and Gating-ML gates on (4.2); without, seconds (`$TIMESTEP`), as FlowJo and our templates have it.
     """
 
     key: str
@@ -72,6 +73,7 @@ class Dimension:
     scale: str | None = None
     ratio: tuple[str, str, float, float, float] | None = None
     ratio_bounds: tuple[float, float] = (-math.inf, math.inf)
+    ticks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,8 @@ class DimensionSource:
         self._fcs = fcs
         self._strategy = strategy
         self.event_count = fcs.event_count
+        # Inputs from here on are time channels in ticks: input len(channels) + i is channel i.
+        self._ticks_from = len(fcs.channels)
         self._rows: dict[str, tuple[tuple[int, ...], F64, Dimension]] = {}
         self._missing: dict[str, str] = {}
         unmixed: dict[str, tuple[Mapping[str, int], F64]] = {}
@@ -156,6 +160,21 @@ class DimensionSource:
             return dimension.channel
         return channel.pns.strip() or channel.pnn
 
+    def weights(self, key: str) -> F64:
+        """Return the weights (k,) of the file's channels that give a usable dimension's linear value (not of a ratio).
+
+        Raises
+        ------
+        LookupError
+            The dimension is not usable (`why_not` says why), or is a clock in ticks, which has no weights.
+        """
+        inputs, weights, dimension = self._rows[key]
+        if max(inputs, default=0) >= self._ticks_from:
+            raise LookupError(f"{dimension.channel!r} is a clock in ticks, not in seconds")
+        full: F64 = np.zeros(len(self._fcs.channels))
+        full[list(inputs)] = weights[0]
+        return full
+
     def why_not(self, key: str) -> str:
         """Say why a dimension is not usable; empty where it is."""
         return self._missing.get(key, "" if key in self._rows else f"the document defines no dimension {key!r}")
@@ -167,8 +186,14 @@ class DimensionSource:
         if dimension.scale is not None and dimension.scale not in self._strategy.scales:
             raise LookupError(f"the document defines no transformation {dimension.scale!r}")
         columns = np.stack([self._column(str(name), dimension.compensation, unmixed) for name in names], axis=1)
-        inputs = tuple(int(i) for i in np.flatnonzero(np.any(columns != 0.0, axis=1)))
-        return inputs, np.ascontiguousarray(columns[list(inputs)].T), dimension
+        used = np.flatnonzero(np.any(columns != 0.0, axis=1))
+        inputs = tuple(int(i) + (self._ticks_from if dimension.ticks and self._in_seconds(int(i)) else 0) for i in used)
+        return inputs, np.ascontiguousarray(columns[used].T), dimension
+
+    def _in_seconds(self, index: int) -> bool:
+        channel = self._fcs.channels[index]
+        # Only where seconds are not what FCS calls the scale value: the ticks divided by the gain.
+        return channel.kind is ChannelKind.TIME and (self._fcs.time_step or 1.0) * channel.gain != 1.0
 
     def _column(self, name: str, compensation: str, unmixed: dict[str, tuple[Mapping[str, int], F64]]) -> F64:
         """Return the weights (k,) of the file's channels that give one linear value."""
@@ -217,6 +242,8 @@ class DimensionSource:
             hits = [channel.index for channel in self._fcs.channels if getattr(channel, attribute) == name]
             if len(hits) == 1:
                 return hits[0]
+            if len(hits) > 1:
+                raise LookupError(f"{len(hits)} channels of the file are named {name!r}")
         folded = name.replace("/", "_").casefold()
         hits = [c.index for c in self._fcs.channels if c.pnn.replace("/", "_").casefold() == folded]
         if len(hits) == 1:
@@ -232,7 +259,7 @@ class DimensionSource:
             return
         place = {index: row for row, index in enumerate(inputs)}
         scales = {key: self._scale(key) for key in markers}
-        for start, values in self._fcs.blocks(inputs, block_events=block_events):
+        for start, values in self._inputs(inputs, block_events):
             linear = {}
             for key in markers:
                 rows, weights, dimension = self._rows[key]
@@ -248,6 +275,23 @@ class DimensionSource:
                     low, high = dimension.ratio_bounds
                     linear[key] = np.maximum(np.minimum(ratio, high), low)
             yield start, Block(linear, scales, values.shape[1])  # type: ignore[arg-type]
+
+    def _inputs(self, inputs: Sequence[int], block_events: int) -> Iterator[tuple[int, F64]]:
+        """Yield (first row, values (k, n)) of the file's channels, and of its time channels in ticks."""
+        linear = [index for index in inputs if index < self._ticks_from]
+        clocks = [index - self._ticks_from for index in inputs if index >= self._ticks_from]
+        if not clocks:
+            yield from self._fcs.blocks(linear, block_events=block_events)
+            return
+        gains = np.array([[self._fcs.channels[index].gain] for index in clocks])
+        ticks = replace(self._fcs, time_step=None).blocks(clocks, block_events=block_events)
+        if not linear:
+            for start, values in ticks:
+                yield start, values / gains
+            return
+        both = zip(self._fcs.blocks(linear, block_events=block_events), ticks, strict=True)
+        for (start, values), (_, stamps) in both:
+            yield start, np.concatenate([values, stamps / gains])
 
     def _scale(self, key: str) -> Scale:
         scale = self._rows[key][2].scale

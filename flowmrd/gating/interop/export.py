@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.events import EventSource
 from flowmrd.cytometry.transforms import Arcsinh, Bounded, Hyperlog, Linear, Log, Logicle, Transform
 from flowmrd.errors import ExportError, Level, QcFinding
-from flowmrd.fcs import FcsFile
+from flowmrd.fcs import ChannelKind, FcsFile
+from flowmrd.fcs.fcsfile import channel_kind
 from flowmrd.gating.engine import GatingResult
 from flowmrd.gating.gates import (
     Boolean,
@@ -165,7 +166,7 @@ def portable(strategy: ForeignStrategy) -> tuple[ForeignStrategy, tuple[QcFindin
             for key in gate_markers(one.gate)
             if key in foreign
         }
-        gate = _straightened(one.gate, own)
+        gate = straightened(one.gate, own)
         if gate is None:
             lost.add(one.path)
             reason = "its scale is none of Gating-ML's, and it is neither a rectangle nor a polygon nor an ellipse"
@@ -210,17 +211,22 @@ def native_scale(scale: Scale) -> Transform | None:
     return inner if (low, high) == (-math.inf, math.inf) else Bounded(scale=inner, low=low, high=high)
 
 
-def _straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
+def straightened(gate: Gate, own: Mapping[str, Scale]) -> Gate | None:
+    """Draw a gate again on linear values along the markers in `own`, which maps them to the scale it was drawn on.
+
+    Sides keep every event on its side, polygons follow the scale to within a step of 1/4096; an ellipse becomes a
+    polygon unless the scales are straight. `None` where there is no such gate.
+    """
     match gate:
         case Rectangle(markers=markers, low=low, high=high):
             return Rectangle(
                 markers=markers,
-                low=tuple(_first(own[m], v) if m in own else v for m, v in zip(markers, low, strict=True)),
-                high=tuple(_first(own[m], v) if m in own else v for m, v in zip(markers, high, strict=True)),
+                low=tuple(first_at(own[m], v) if m in own else v for m, v in zip(markers, low, strict=True)),
+                high=tuple(first_at(own[m], v) if m in own else v for m, v in zip(markers, high, strict=True)),
             )
         case Intervals(marker=marker, ranges=ranges):
             scale = own[marker]
-            return Intervals(marker=marker, ranges=tuple((_first(scale, a), _first(scale, b)) for a, b in ranges))
+            return Intervals(marker=marker, ranges=tuple((first_at(scale, a), first_at(scale, b)) for a, b in ranges))
         case Polygon(markers=markers, vertices=vertices):
             return replace(gate, vertices=_bent(np.asarray(vertices), markers, own, closed=gate.closed))
         case Ellipsoid() if all(_affine(scale) for scale in own.values()):
@@ -256,7 +262,7 @@ def _stretched(gate: Ellipsoid, own: Mapping[str, Scale]) -> Gate:
     )
 
 
-def _first(scale: Scale, edge: float) -> float:
+def first_at(scale: Scale, edge: float) -> float:
     """Return the smallest value whose position is at or above an edge: `x >= it` is `scale(x) >= edge` for every x."""
     if not math.isfinite(edge):
         return edge
@@ -353,7 +359,7 @@ def _table(scale: Scale) -> _Table | tuple[float, float]:
     if inverse is not None:
         values = np.asarray(inverse(steps), np.float64)
     else:
-        values = np.array([_first(scale, float(step)) for step in steps])
+        values = np.array([first_at(scale, float(step)) for step in steps])
     clamped = scale.forward(np.array([-_FAR, _FAR]))
     return values, bool(clamped[0] >= 0.0), bool(clamped[1] <= 1.0)
 
@@ -529,7 +535,8 @@ class _Writer:
                 self._intervals(one, own, parent, marker, ranges)
             case Polygon(markers=markers, vertices=vertices):
                 # Of the right and upper edges the standard and we may think differently: our reader is told.
-                self._open("PolygonGate", own, parent, one.name, "" if one.gate.closed else ' closed="false"')
+                note = "" if one.gate.closed else ' closed="false"'
+                self._open("PolygonGate", own, parent, one.name, note + self._clock(markers))
                 for marker in markers:
                     self._dimension(self.strategy.dimensions[marker], {})
                 for vertex in vertices:
@@ -538,7 +545,7 @@ class _Writer:
                     self._line(2, "</gating:vertex>")
                 self._line(1, "</gating:PolygonGate>")
             case Ellipsoid(markers=markers, mean=mean, covariance=covariance, distance_square=limit):
-                self._open("EllipsoidGate", own, parent, one.name)
+                self._open("EllipsoidGate", own, parent, one.name, self._clock(markers))
                 for marker in markers:
                     self._dimension(self.strategy.dimensions[marker], {})
                 self._line(2, "<gating:mean>")
@@ -571,6 +578,16 @@ class _Writer:
             self._line(3, f"<flowmrd:gate xmlns:flowmrd={quoteattr(OURS)}{called}{note} />")
             self._line(2, "</data-type:custom_info>")
 
+    def _clock(self, markers: Sequence[str]) -> str:
+        """Say beside the id that a gate's times are seconds, as FlowKit reads them; the standard has ticks (4.2)."""
+        dimensions = [self.strategy.dimensions[marker] for marker in markers]
+        seconds = any(
+            not one.ticks and channel_kind(str(name)) is ChannelKind.TIME
+            for one in dimensions
+            for name in (one.ratio[:2] if one.ratio else (one.channel,))
+        )
+        return ' time="seconds"' if seconds else ""
+
     def _side(self, marker: str, low: float, high: float) -> tuple[Dimension, dict[str, float]]:
         if low == math.inf or high == -math.inf:
             low = high = 0.0  # no value is there; equal ends say so in finite numbers
@@ -580,7 +597,7 @@ class _Writer:
     def _rectangle(
         self, own: str, parent: str, name: str, sides: Sequence[tuple[Dimension, Mapping[str, float]]]
     ) -> None:
-        self._open("RectangleGate", own, parent, name)
+        self._open("RectangleGate", own, parent, name, self._clock([dimension.key for dimension, _ in sides]))
         for dimension, ends in sides:
             self._dimension(dimension, ends)
         self._line(1, "</gating:RectangleGate>")

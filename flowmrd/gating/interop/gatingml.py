@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -287,7 +287,11 @@ class _Reader:
 
     def _no_gate(self, name: str, role: str) -> str:
         if name in self.quadrant_gates:
-            return f"{role} {name!r} is a whole quadrant gate; only its quadrants are gates"
+            quadrants = [raw.name for raw in self.raws if raw.within == name]
+            return (
+                f"{role} {name!r} is a whole quadrant gate, which is several populations; Gating-ML 2.0 refers to one "
+                f"of its quadrants: {', '.join(quadrants) or 'it has none'}"
+            )
         return f"{role} {name!r} is not in the document"
 
     # -- gates (section 4) ------------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ class _Reader:
         if not dimensions:
             raise _Fault("a rectangle needs at least one dimension")
         return Rectangle(
-            markers=tuple(self._dimension(one) for one in dimensions),
+            markers=tuple(self._dimension(one, element) for one in dimensions),
             low=tuple(_number(one, "min", -math.inf) for one in dimensions),
             high=tuple(_number(one, "max", math.inf) for one in dimensions),
         )
@@ -328,7 +332,7 @@ class _Reader:
             if len(values) != 2:
                 raise _Fault(f"vertex {number} needs two coordinates; got {len(values)}")
             corners.append((values[0], values[1]))
-        x, y = (self._dimension(one) for one in dimensions)
+        x, y = (self._dimension(one, element) for one in dimensions)
         # "The boundary should be inclusive" (compliance suite, Polygon1); ours says so where it was not.
         return Polygon(markers=(x, y), vertices=tuple(corners), closed=_own(element, "closed") != "false")
 
@@ -360,7 +364,7 @@ class _Reader:
                 path,
             )
         return Ellipsoid(
-            markers=tuple(self._dimension(one) for one in dimensions),
+            markers=tuple(self._dimension(one, element) for one in dimensions),
             mean=tuple(mean),
             covariance=tuple(tuple(row) for row in rows),
             distance_square=limit,
@@ -386,7 +390,7 @@ class _Reader:
                 raise _Fault(f"it refers to divider {name!r}, which its quadrant gate does not have")
             divider, values = dividers[name]
             location = _number(position, "location")
-            markers.append(self._dimension(divider))
+            markers.append(self._dimension(divider, element))
             low.append(max((value for value in values if value <= location), default=-math.inf))
             high.append(min((value for value in values if value > location), default=math.inf))
         return Rectangle(markers=tuple(markers), low=tuple(low), high=tuple(high))
@@ -419,8 +423,10 @@ class _Reader:
 
     # -- dimensions (section 5) -------------------------------------------------------------------------------------
 
-    def _dimension(self, element: Element) -> str:
+    def _dimension(self, element: Element, gate: Element) -> str:
         """Return the key of a gate's dimension, or of a divider."""
+        # Scale values of time are ticks over gain (4.2); our writer says where they are seconds.
+        ticks = _own(gate, "time") != "seconds"
         compensation = _attribute(element, "compensation-ref")
         scale = _attribute(element, "transformation-ref") or None
         if scale is not None and scale not in self.scales:
@@ -445,25 +451,19 @@ class _Reader:
                 scale=scale,
                 ratio=ratio,
                 ratio_bounds=bounds,
+                ticks=ticks,
             )
             label = wanted
         else:
             compensation, channel = self._compensation(compensation, channels[0])
-            dimension = Dimension(key="", channel=channel, compensation=compensation, scale=scale)
+            dimension = Dimension(key="", channel=channel, compensation=compensation, scale=scale, ticks=ticks)
             label = channel
         if dimension not in self.keys:
             key = " ".join(filter(None, (label, dimension.compensation, scale)))
             while key in self.dimensions:
                 key += "'"
             self.keys[dimension] = key
-            self.dimensions[key] = Dimension(
-                key=key,
-                channel=dimension.channel,
-                compensation=dimension.compensation,
-                scale=scale,
-                ratio=dimension.ratio,
-                ratio_bounds=dimension.ratio_bounds,
-            )
+            self.dimensions[key] = replace(dimension, key=key)
         return self.keys[dimension]
 
     def _compensation(self, reference: str, channel: str) -> tuple[str, str]:
@@ -559,7 +559,7 @@ def _channel_names(element: Element) -> list[str]:
 
 
 def _own(element: Element, name: str) -> str:
-    """Return what our writer kept beside the id: the population's `name`, whether a polygon is `closed`."""
+    """Return what our writer kept beside the id: the population's `name`, if a polygon is `closed`, units of `time`."""
     for info in _children(element, "custom_info"):
         for child in info:
             if child.tag == f"{{{OURS}}}gate":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
+from flowmrd.cytometry.events import EventSource, resolve_panel
 from flowmrd.cytometry.transforms import Hyperlog, Logicle, make_transform
 from flowmrd.errors import InputError
 from flowmrd.fcs import Channel, FcsFile, Spillover, read_fcs, write_fcs
+from flowmrd.gating.engine import apply_template
+from flowmrd.gating.interop.as_template import to_template
 from flowmrd.gating.interop.document import Evaluation, column_names, evaluate
 from flowmrd.gating.interop.export import write_gatingml
 from flowmrd.gating.interop.gatingml import read_gatingml
+from flowmrd.gating.template import load_template
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -621,3 +626,207 @@ def test_a_reference_to_a_file_matrix_that_is_not_there_is_said(values: Floats, 
     masks, evaluation = run(rectangle("A", dimension("FL1-A", comp="FCS", low=0)), read_fcs(path))
     assert np.array_equal(masks["A"], values[1] >= 0)
     assert "UNCOMPENSATED" in kinds(evaluation)
+
+
+# ------------------------------------------------------------------------ scale values: from channel to scale (4.2)
+
+
+@pytest.fixture(scope="module")
+def calibur(tmp_path_factory: pytest.TempPathFactory) -> tuple[NDArray[np.int64], FcsFile]:
+    """Integers as an analogue instrument stores them: a gain, a log amplifier, and a clock with step and gain."""
+    stored = np.random.default_rng(2).integers(0, 1024, (3, 4000))
+    stored[2] = np.arange(4000) // 5
+    path = tmp_path_factory.mktemp("calibur") / "integers.fcs"
+    channels = [
+        Channel(index=0, pnn="SSC-H", range=1024, gain=8.0, bits=16),
+        Channel(index=1, pnn="FL1-H", range=1024, bits=16, log_decades=4.0, log_offset=1.0),
+        Channel(index=2, pnn="Time", range=1024, bits=16, gain=4.0),
+    ]
+    write_fcs(path, stored, channels, keywords={"$TIMESTEP": "0.01"}, datatype="I")
+    return stored, read_fcs(path)
+
+
+def test_a_gain_and_a_log_amplifier_are_undone_before_the_gate_section_4_2(
+    calibur: tuple[NDArray[np.int64], FcsFile],
+) -> None:
+    stored, fcs = calibur
+    masks, _ = run(
+        rectangle("gain", dimension("SSC-H", low=20, high=80))
+        # 431 is the standard's own example: 10 ** (4 * 431 / 1024) = 48.26071.
+        + rectangle("log", dimension("FL1-H", low=48.2607, high=48.2608))
+        + rectangle("zero", dimension("FL1-H", high=1.0000001))
+        + scale("S", '<t:flog t:T="10000" t:M="4"/>')
+        + rectangle("scaled", dimension("FL1-H", scale="S", low=0.25, high=0.75)),
+        fcs,
+    )
+    assert np.array_equal(masks["gain"], (stored[0] >= 160) & (stored[0] < 640))
+    assert np.array_equal(masks["log"], stored[1] == 431)
+    assert np.array_equal(masks["zero"], stored[1] == 0)
+    assert np.array_equal(masks["scaled"], (stored[1] >= 256) & (stored[1] < 768))
+
+
+def test_time_is_gated_in_ticks_over_gain_section_4_2(calibur: tuple[NDArray[np.int64], FcsFile]) -> None:
+    """`$TIMESTEP` is no part of the way from channel to scale, which knows `$PnE` and `$PnG`."""
+    stored, fcs = calibur
+    ratio = '<t:fratio t:A="1" t:B="0" t:C="-1"><d:fcs-dimension d:name="Time"/><d:fcs-dimension d:name="SSC-H"/>'
+    triangle = "".join(
+        f'<g:vertex><g:coordinate d:value="{x}"/><g:coordinate d:value="{y}"/></g:vertex>'
+        for x, y in ((0, 0), (200, 0), (200, 128))
+    )
+    masks, _ = run(
+        scale("L", '<t:flin t:T="100" t:A="0"/>')
+        + scale("R", ratio + "</t:fratio>")
+        + rectangle("early", dimension("Time", low=7.25, high=20))
+        + rectangle("scaled", dimension("Time", scale="L", low=1.5))
+        + rectangle("both", dimension("Time", low=100), dimension("SSC-H", low=20))
+        + rectangle("ratio", dimension("@R", low=10))
+        + f'<g:PolygonGate g:id="triangle">{dimension("Time")}{dimension("SSC-H")}{triangle}</g:PolygonGate>',
+        fcs,
+    )
+    ticks, side = stored[2] / 4.0, stored[0] / 8.0
+    assert fcs.column(2)[-1] == pytest.approx(7.99)
+    assert np.array_equal(masks["early"], (ticks >= 7.25) & (ticks < 20))
+    assert np.array_equal(masks["scaled"], ticks >= 150)
+    assert np.array_equal(masks["both"], (ticks >= 100) & (side >= 20))
+    assert np.array_equal(masks["ratio"], ticks / (side + 1) >= 10)
+    assert np.array_equal(masks["triangle"], (ticks <= 200) & (side <= 0.64 * ticks))
+
+
+def test_times_that_we_write_in_seconds_say_so_and_ticks_become_seconds_in_a_template(
+    calibur: tuple[NDArray[np.int64], FcsFile], tmp_path: Path
+) -> None:
+    stored, fcs = calibur
+    early = rectangle("early", dimension("Time", low=7.25, high=20)) + rectangle("side", dimension("SSC-H", low=20))
+    ticks = read_gatingml(document(early), "ticks.xml")
+    again = read_gatingml(write_gatingml(ticks), "again.xml")
+    expected = (stored[2] >= 29) & (stored[2] < 80)
+    assert np.array_equal(evaluate(ticks, fcs).memberships.mask("/early"), expected)
+    assert np.array_equal(evaluate(again, fcs).memberships.mask("/early"), expected)
+    seconds = replace(ticks, dimensions={key: replace(one, ticks=False) for key, one in ticks.dimensions.items()})
+    data = write_gatingml(seconds)
+    assert data.count(b'time="seconds"') == 1
+    mask = evaluate(read_gatingml(data, "seconds.xml"), fcs).memberships.mask("/early")
+    assert np.array_equal(mask, (fcs.column(2) >= 7.25) & (fcs.column(2) < 20))
+    path = tmp_path / "t.toml"
+    path.write_text(to_template(ticks, template_id="t", fcs=fcs).text, encoding="utf-8")
+    template = load_template(path)
+    source = EventSource(fcs, resolve_panel(template.channel, fcs.channels, tube="t"), template.channel, spillover=None)
+    assert np.array_equal(apply_template(source, template).memberships.mask("early"), expected)
+    unsure = to_template(ticks, template_id="t")
+    assert not unsure.complete
+    assert "TIME_IN_TICKS" in [one.code for one in unsure.findings]
+
+
+# ------------------------------------------------------------------------------------------------ ends of the real line
+
+
+def test_flog_of_zero_and_below_is_its_limit_minus_infinity_section_6_2(values: Floats, fcs: FcsFile) -> None:
+    """The standard defines flog above zero, with the limit -Inf at zero; a bound then lifts it (6.1)."""
+    body = '<t:flog t:T="10000" t:M="5"/>'
+    masks, _ = run(
+        scale("S", body)
+        + scale("B", body, 't:boundMin="0.1"')
+        + rectangle("below", dimension("FL1-A", scale="S", high=0.5))
+        + rectangle("above", dimension("FL1-A", scale="S", low=-50))
+        + rectangle("infinite", dimension("FL1-A", scale="S", low="-INF", high="INF"))
+        + rectangle("at the bound", dimension("FL1-A", scale="B", low=0.1, high=0.21)),
+        fcs,
+    )
+    x = values[1]
+    assert (x <= 0).any()
+    assert np.array_equal(masks["below"], x < 10000 * 10 ** (-2.5))
+    assert np.array_equal(masks["above"], x > 0)
+    assert masks["infinite"].all()
+    assert np.array_equal(masks["at the bound"], x < 10000 * 10 ** (-3.95))
+
+
+def test_a_dimension_without_a_transformation_is_gated_on_scale_values(values: Floats, fcs: FcsFile) -> None:
+    masks, _ = run(rectangle("raw", dimension("FL1-A", low="1e2", high="+2.5E2")), fcs)
+    assert np.array_equal(masks["raw"], (values[1] >= 100) & (values[1] < 250))
+
+
+@pytest.mark.parametrize(("W", "M", "A"), [(0.8, 4.1, 2.5), (0.7, 4.4, 3.0), (0.1, 4.5, 4.3), (2.05, 4.1, 0.0)])
+@pytest.mark.parametrize("kind", ["logicle", "hyperlog"])
+def test_the_largest_a_that_section_6_4_allows_is_read_as_decimals(
+    kind: str, W: float, M: float, A: float, values: Floats, fcs: FcsFile
+) -> None:
+    """In binary fractions 4.1 - 2 * 0.8 is less than 2.5."""
+    body = f'<t:{kind} t:T="10000" t:W="{W}" t:M="{M}" t:A="{A}"/>'
+    zero = (A + W) / (M + A) + 1e-9
+    masks, evaluation = run(scale("S", body) + rectangle("positive", dimension("FL1-A", scale="S", low=zero)), fcs)
+    assert not reasons(evaluation)
+    assert np.array_equal(masks["positive"], values[1] > 0)
+
+
+# ---------------------------------------------------------------------------------------------- references (5.1)
+
+
+def nested(parent: str, ref: str) -> str:
+    inner = (
+        '<g:divider g:id="d" g:compensation-ref="FCS"><d:fcs-dimension d:name="FL3-A"/><g:value>100</g:value>'
+        '</g:divider><g:Quadrant g:id="in"><g:position g:divider_ref="d" g:location="100"/></g:Quadrant>'
+        '<g:Quadrant g:id="out"><g:position g:divider_ref="d" g:location="99.9"/></g:Quadrant>'
+    )
+    return (
+        f'<g:QuadrantGate g:id="N" g:parent_id="{parent}">{inner}</g:QuadrantGate>'
+        f'<g:BooleanGate g:id="but"><g:and><g:gateReference g:ref="one"/><g:gateReference g:ref="{ref}" '
+        'g:use-as-complement="1"/></g:and></g:BooleanGate>'
+    )
+
+
+def test_a_quadrant_is_a_parent_of_a_quadrant_gate_and_an_operand_section_5_1_4(values: Floats, fcs: FcsFile) -> None:
+    masks, evaluation = run(nested("middle", "in") + quadrants(("middle", (("a", -5),)), ("one", (("b", 100),))), fcs)
+    assert not reasons(evaluation)
+    x, y, _ = values[1:]
+    z = np.linalg.solve(SPILL.T, values[1:])[2]
+    middle = (x >= -5) & (x < 400)
+    assert np.array_equal(masks["in"], middle & (z >= 100))
+    assert np.array_equal(masks["out"], middle & (z < 100))
+    assert np.array_equal(masks["but"], (y >= 7) & ~(middle & (z >= 100)))
+
+
+def test_a_whole_quadrant_gate_is_no_population_so_nothing_can_refer_to_it_section_5_1_4(fcs: FcsFile) -> None:
+    masks, evaluation = run(quadrants(("middle", (("a", -5),)), ("one", (("b", 100),))) + nested("Q", "Q"), fcs)
+    assert set(masks) == {"middle", "one"}
+    whole = (
+        "'Q' is a whole quadrant gate, which is several populations; Gating-ML 2.0 refers to one of its quadrants: "
+        "middle, one."
+    )
+    assert reasons(evaluation) == [
+        f"Gate in is left out: its parent {whole}",
+        f"Gate out is left out: its parent {whole}",
+        f"Gate but is left out: the gate that it refers to, {whole}",
+    ]
+
+
+def test_a_repeated_channel_name_is_not_guessed_at(values: Floats, tmp_path: Path) -> None:
+    path = tmp_path / "twice.fcs"
+    write_fcs(path, values, [Channel(index=i, pnn=name, range=1e4) for i, name in enumerate(NAMES)], datatype="D")
+    fcs = read_fcs(path)
+    twice = replace(fcs, channels=(*fcs.channels[:3], replace(fcs.channels[3], pnn="FL1-A")))
+    masks, evaluation = run(
+        rectangle("X", dimension("FL1-A", low=0)) + rectangle("Y", dimension("FL2-A", low=0)), twice
+    )
+    assert set(masks) == {"Y"}
+    assert reasons(evaluation) == ["Gate X is left out: 2 channels of the file are named 'FL1-A'."]
+
+
+@pytest.mark.parametrize("kind", ["not symmetric", "indefinite"])
+def test_a_matrix_that_is_no_covariance_is_evaluated_as_the_formula_says_and_told_section_5_1_3(
+    kind: str, values: Floats, fcs: FcsFile
+) -> None:
+    covariance = {"not symmetric": [[4e4, 3e4], [1e4, 5e4]], "indefinite": [[1e4, 3e4], [3e4, 1e4]]}[kind]
+    rows = "".join(
+        f"<g:row>{''.join(f'<g:entry d:value={chr(34)}{v}{chr(34)}/>' for v in row)}</g:row>" for row in covariance
+    )
+    masks, evaluation = run(
+        f'<g:EllipsoidGate g:id="e">{dimension("FL1-A")}{dimension("FL2-A")}<g:mean><g:coordinate d:value="300"/>'
+        f'<g:coordinate d:value="250"/></g:mean><g:covarianceMatrix>{rows}</g:covarianceMatrix>'
+        '<g:distanceSquare d:value="1.5"/></g:EllipsoidGate>',
+        fcs,
+    )
+    centred = values[1:3].T - [300, 250]
+    distance = np.sum(centred @ np.linalg.inv(np.array(covariance)) * centred, axis=1)
+    assert 0 < masks["e"].sum() < masks["e"].size
+    assert np.array_equal(masks["e"], distance <= 1.5)
+    assert "COVARIANCE_NOT_POSITIVE" in kinds(evaluation)
