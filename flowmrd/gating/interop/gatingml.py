@@ -425,9 +425,10 @@ class _Reader:
 
     def _dimension(self, element: Element, gate: Element) -> str:
         """Return the key of a gate's dimension, or of a divider."""
-        # Scale values of time are ticks over gain (4.2); our writer says where they are seconds.
-        ticks = _own(gate, "time") != "seconds"
         compensation = _attribute(element, "compensation-ref")
+        # Scale values of time are ticks over gain (4.2). Ours are seconds where the gate says so; FlowJo's always are,
+        # and it is known by leaving the compensation out.
+        ticks = bool(compensation) and _own(gate, "time") != "seconds"
         scale = _attribute(element, "transformation-ref") or None
         if scale is not None and scale not in self.scales:
             if scale in self.ratios:

@@ -680,6 +680,7 @@ def test_time_is_gated_in_ticks_over_gain_section_4_2(calibur: tuple[NDArray[np.
         + rectangle("scaled", dimension("Time", scale="L", low=1.5))
         + rectangle("both", dimension("Time", low=100), dimension("SSC-H", low=20))
         + rectangle("ratio", dimension("@R", low=10))
+        + rectangle("FlowJo, in seconds", dimension("Time", comp="", low=1.5))
         + f'<g:PolygonGate g:id="triangle">{dimension("Time")}{dimension("SSC-H")}{triangle}</g:PolygonGate>',
         fcs,
     )
@@ -689,6 +690,7 @@ def test_time_is_gated_in_ticks_over_gain_section_4_2(calibur: tuple[NDArray[np.
     assert np.array_equal(masks["scaled"], ticks >= 150)
     assert np.array_equal(masks["both"], (ticks >= 100) & (side >= 20))
     assert np.array_equal(masks["ratio"], ticks / (side + 1) >= 10)
+    assert np.array_equal(masks["FlowJo, in seconds"], stored[2] >= 150)
     assert np.array_equal(masks["triangle"], (ticks <= 200) & (side <= 0.64 * ticks))
 
 
