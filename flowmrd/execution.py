@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def _one(work: _Work) -> Done:
     from threadpoolctl import threadpool_limits
 
     acquisition, template, settings, place, out, resume = work
-    key = _key(acquisition, template, settings)
+    key, sha256 = _key(acquisition, template, settings)
     member_path = out / "membership" / f"{Path(acquisition.path).stem}.parquet"
     if resume and key is not None and stored_key(place) == key and (not settings.membership or member_path.is_file()):
         from flowmrd.records import read_result
@@ -146,7 +146,7 @@ def _one(work: _Work) -> Done:
         )
     # One BLAS thread: the sums are then the same on every machine, and workers do not fight for cores.
     with threadpool_limits(1):
-        analysis = analyse(acquisition, template, settings)
+        analysis = analyse(acquisition, template, settings, sha256=sha256)
     if settings.membership and analysis.gating is not None:
         gating = analysis.gating
         write_membership({row.name: gating.memberships.mask(row.name) for row in template.population}, member_path)
@@ -162,29 +162,33 @@ def _one(work: _Work) -> Done:
     )
 
 
-def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> str | None:
-    """Digest everything that one result depends on; `None` when an input cannot be read."""
+def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> tuple[str | None, str]:
+    """Digest everything that one result depends on, and the file alone; no key when an input cannot be read."""
     from flowmrd.fcs import file_sha256
 
+    sha256 = ""
     try:
-        digests = [file_sha256(acquisition.path)]
+        sha256 = file_sha256(acquisition.path)
+        digests = [sha256]
         matrices = sorted({str(acquisition.matrix), settings.matrix} - {"None", "file", "none"})
         digests.extend(hashlib.sha256(Path(matrix).read_bytes()).hexdigest() for matrix in matrices)
     except (OSError, ValueError):
-        return None
+        return None, sha256
+    own = acquisition.gate_set
     text = json.dumps(
         {
             "version": __version__,
             "schema": SCHEMA_VERSION,
             "inputs": digests,
             "template": template.digest,
-            "acquisition": {**asdict(acquisition), "path": Path(acquisition.path).name},
+            "acquisition": {**asdict(replace(acquisition, gate_set=None)), "path": Path(acquisition.path).name},
+            "gate_set": None if own is None else [own.path.name, own.content],
             "settings": settings.model_dump(mode="json", exclude={"membership", "templates"}),
         },
         sort_keys=True,
         default=str,
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest(), sha256
 
 
 def run_record(
@@ -216,6 +220,7 @@ def run_record(
                 "compensation": one.compensation,
                 "events": one.events,
                 "qc": one.qc,
+                "gate_set": None if one.gate_set is None else asdict(one.gate_set),
             }
             for one in results
         ],

@@ -17,7 +17,7 @@ from flowmrd.cytometry.events import Block, EventSource, Role
 from flowmrd.cytometry.transforms import Transform
 from flowmrd.gating.containment import Members
 from flowmrd.gating.engine import GatingResult, Placed
-from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Polygon, Rectangle
+from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Polygon, Rectangle, gate_markers
 from flowmrd.gating.template import ROOT, GatingTemplate, Population
 from flowmrd.records import BINS, Axis, GateShape, PlotPanel
 
@@ -47,7 +47,7 @@ _Key = tuple[str, float]
 def build_panels(source: EventSource, result: GatingResult) -> tuple[PlotPanel, ...]:
     """Bin every event for every view of the strategy, in one pass over the file."""
     template = result.template
-    views = _views(template, source.markers)
+    views = _views(template, source.markers, result.placed)
     whole = _axes(source, template, {marker for view in views for marker in (view.x, view.y)})
     axes = [tuple(_zoomed(whole[marker], view.parent, result) for marker in (view.x, view.y)) for view in views]
     binners = {
@@ -183,13 +183,13 @@ class _Pairs:
             self._waiting, self._size = [], 0
 
 
-def _views(template: GatingTemplate, markers: Sequence[str]) -> list[_View]:
+def _views(template: GatingTemplate, markers: Sequence[str], placed: Mapping[str, Placed]) -> list[_View]:
     known = set(markers)
     order: list[tuple[str, str, str]] = []
     rows: dict[tuple[str, str, str], list[str]] = {}
     purposes: dict[tuple[str, str, str], str] = {}
     for row in template.population:
-        axes = _plot_axes(template, row, known)
+        axes = _own_axes(template, placed[row.name], known) or _plot_axes(template, row, known)
         if axes is None:
             continue
         key = (row.parent, *axes)
@@ -207,6 +207,22 @@ def _views(template: GatingTemplate, markers: Sequence[str]) -> list[_View]:
             rows[key] = []
             purposes[key] = plot.purpose
     return [_View(parent=key[0], x=key[1], y=key[2], rows=tuple(rows[key]), purpose=purposes[key]) for key in order]
+
+
+def _own_axes(template: GatingTemplate, placed: Placed, known: set[str]) -> tuple[str, str] | None:
+    """Return the axes of a gate that took the place of the template's, which may lie on other markers."""
+    own = tuple(dict.fromkeys(gate_markers(placed.gate)))
+    if placed.method != "override" or not own or not known.issuperset(own):
+        return None
+    row = template.row(placed.population)
+    usual = _plot_axes(template, row, known)
+    if usual is not None and set(own) <= set(usual):
+        return usual
+    if len(own) > 1:
+        return own[0], own[1]
+    scatter = [spec.marker for spec in template.channel if spec.role is Role.SCATTER and spec.marker in known]
+    other = next((marker for marker in reversed(scatter) if marker != own[0]), None)
+    return (own[0], other) if other else None
 
 
 def _plot_axes(template: GatingTemplate, row: Population, known: set[str]) -> tuple[str, str] | None:

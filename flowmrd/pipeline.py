@@ -16,20 +16,33 @@ from numpy.typing import NDArray
 from flowmrd.cytometry import quality
 from flowmrd.cytometry.compensation import check_spillover, matrix_digest, read_matrix_file
 from flowmrd.cytometry.events import DataState, EventSource, Role, resolve_panel
+from flowmrd.documents.gate_set import GateSet
 from flowmrd.errors import AnalysisError, FcsError, InputError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile, Spillover, file_sha256, open_fcs, scan_values
 from flowmrd.gating.engine import GatingResult, apply_template
-from flowmrd.gating.gates import gate_from_json, gate_to_json
-from flowmrd.gating.template import ROOT, GatingTemplate, Measurement
+from flowmrd.gating.gate_set import subject_gates
+from flowmrd.gating.gates import Gate, gate_from_json, gate_markers, gate_to_json
+from flowmrd.gating.template import ROOT, GatingTemplate, Measurement, depends_on
 from flowmrd.panels import build_panels
 from flowmrd.quantification.rare_events import Call, Category, RareEventRules, load_rules, measure_mrd
-from flowmrd.records import AcquisitionResult, MarginCount, MeasurementRow, PlacedGate, PopulationRow, TimeSeries
+from flowmrd.records import (
+    AcquisitionResult,
+    GateSetRecord,
+    MarginCount,
+    MeasurementRow,
+    PlacedGate,
+    PopulationRow,
+    TimeSeries,
+)
 from flowmrd.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquisition:
-    """One line of work: a file, the tube it was stained as, and what is known of the specimen."""
+    """One line of work: a file, the tube it was stained as, and what is known of the specimen.
+
+    `gate_set` holds gates that stand in for the template's; it has been checked against the template.
+    """
 
     name: str
     path: str
@@ -41,6 +54,7 @@ class Acquisition:
     after_cd19_therapy: bool | None = None
     matrix: str | None = None
     expected_sha256: str | None = None
+    gate_set: GateSet | None = None
     findings: tuple[QcFinding, ...] = ()
 
 
@@ -53,11 +67,13 @@ class Analysis:
     failed: bool
 
 
-def analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> Analysis:
-    """Run the whole path on one acquisition; an untrustworthy file becomes a finding, never an exception."""
-    sha256 = ""
+def analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, *, sha256: str = "") -> Analysis:
+    """Run the whole path on one acquisition; an untrustworthy file becomes a finding, never an exception.
+
+    `sha256` is the file's digest where it is known already.
+    """
     try:
-        sha256 = file_sha256(acquisition.path)
+        sha256 = sha256 or file_sha256(acquisition.path)
         _check_identity(acquisition, sha256)
         return _analyse(acquisition, template, settings, sha256)
     except (InputError, AnalysisError, OSError) as error:
@@ -80,16 +96,8 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
     source = EventSource(
         fcs, panel, template.channel, spillover=spillover, state=settings.state, scaled_range=settings.scaled_range
     )
-    overrides = {
-        one.population: (
-            gate_from_json(one.gate),
-            " ".join(filter(None, (f"by {one.by}", one.source and f"on {one.source}"))),
-        )
-        for one in template.override
-        if one.subject == acquisition.subject
-    }
     usable, unusable = _usable(fcs, source)
-    gating = apply_template(source, template, overrides=overrides, usable=usable)
+    gating = apply_template(source, template, overrides=_overrides(acquisition, template, fcs, source), usable=usable)
     time = _time_quality(source, template)
     margins, margin_findings = _margins(fcs, source, template)
     findings = [
@@ -116,7 +124,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         )
     findings.extend(_carry_over(gating, template, source))
     verdict = quality.overall(findings)
-    measured = [_measure(acquisition, one, gating, source, verdict) for one in template.measurement]
+    measured = [_measure(acquisition, template, one, gating, source, verdict) for one in template.measurement]
     for _, _, extra in measured:
         findings.extend(extra)
     result = replace(
@@ -174,6 +182,64 @@ def _compensation(
         f"matrix file {Path(wanted).name}, {len(spillover.channels)} channels, SHA-256 {digest[:12]}",
         findings,
     )
+
+
+def _overrides(
+    acquisition: Acquisition, template: GatingTemplate, fcs: FcsFile, source: EventSource
+) -> dict[str, tuple[Gate, str]]:
+    """Return the subject's own gates: the template's for this subject, and over them those of the gate set."""
+    overrides = {
+        one.population: (
+            gate_from_json(one.gate),
+            " ".join(filter(None, (f"drawn by {one.by}", one.source and f"from {one.source}"))),
+        )
+        for one in template.override
+        if one.subject == acquisition.subject
+    }
+    if acquisition.gate_set is not None:
+        own = subject_gates(acquisition.gate_set, fcs, source)
+        overrides |= {population: (one.gate, one.origin) for population, one in own.items()}
+    return overrides
+
+
+def _gate_set_record(acquisition: Acquisition) -> GateSetRecord | None:
+    if (read := acquisition.gate_set) is None:
+        return None
+    head = read.gate_set
+    return GateSetRecord(
+        id=head.id,
+        file=read.path.name,
+        sha256=read.digest,
+        subject=head.subject,
+        template_versions=head.template_versions,
+        author=head.author,
+        date=head.date.isoformat(),
+        source=head.source,
+        reason=head.reason,
+        populations=read.populations,
+        documents=dict(read.documents),
+    )
+
+
+def _provenance(acquisition: Acquisition, template: GatingTemplate, one: Measurement) -> str:
+    """Name the gate set, its digest and its populations that a measurement rests on; empty where it rests on none."""
+    if acquisition.gate_set is None:
+        return ""
+    own = set(acquisition.gate_set.populations)
+    seen: set[str] = set()
+    waiting = [one.numerator, one.denominator]
+    while waiting:
+        name = waiting.pop()
+        if name == ROOT or name in seen:
+            continue
+        seen.add(name)
+        row = template.row(name)
+        waiting.append(row.parent)
+        if name not in own:
+            waiting.extend(other for choice in row.choices for other in depends_on(choice))
+    used = [name for name in acquisition.gate_set.populations if name in seen]
+    head = f"{acquisition.gate_set.gate_set.id} (SHA-256 {acquisition.gate_set.digest[:12]})"
+    return f"{head}: {', '.join(used)}" if used else ""
 
 
 def _usable(fcs: FcsFile, source: EventSource) -> tuple[NDArray[np.bool_] | None, tuple[QcFinding, ...]]:
@@ -336,6 +402,7 @@ def _rules(one: Measurement) -> RareEventRules:
 
 def _measure(
     acquisition: Acquisition,
+    template: GatingTemplate,
     one: Measurement,
     gating: GatingResult,
     source: EventSource,
@@ -404,6 +471,7 @@ def _measure(
         value=value,
         unit=one.unit,
         status="needs_check" if verdict == "FAIL" or call is Call.REVIEW else "computed",
+        gate_set=_provenance(acquisition, template, one),
     )
     return row, result.wording, tuple(findings)
 
@@ -426,6 +494,8 @@ def _placed_rows(gating: GatingResult, template: GatingTemplate) -> tuple[Placed
     rows = []
     for row in template.population:
         placed = gating.placed[row.name]
+        # The channels and parameters of the template's own method say nothing about a gate that took its place.
+        own = placed.method == "override"
         rows.append(
             PlacedGate(
                 population=row.name,
@@ -433,8 +503,8 @@ def _placed_rows(gating: GatingResult, template: GatingTemplate) -> tuple[Placed
                 parent=row.parent,
                 method=placed.method,
                 purpose=" ".join(row.purpose.split()),
-                channels=placed.channels,
-                parameters=dict(placed.params),
+                channels=gate_markers(placed.gate) if own else placed.channels,
+                parameters={} if own else dict(placed.params),
                 gate=gate_to_json(placed.gate),
                 found={name: float(value) for name, value in placed.found.items()},
                 bound_hit=placed.bound_hit,
@@ -486,6 +556,7 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
             value=None,
             unit=one.unit,
             status="needs_check",
+            gate_set=_provenance(acquisition, template, one),
         )
         for one in template.measurement
     )
@@ -512,4 +583,5 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
         time=None,
         margins=(),
         markers={},
+        gate_set=_gate_set_record(acquisition),
     )

@@ -136,6 +136,26 @@ class PlacedGate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateSetRecord:
+    """The gate set that stood in for gates of the template: who drew them, when, from what, and which they are.
+
+    `sha256` is the file's digest, `documents` maps each document that gates were taken from to its digest.
+    """
+
+    id: str
+    file: str
+    sha256: str
+    subject: str
+    template_versions: str
+    author: str
+    date: str
+    source: str
+    reason: str
+    populations: tuple[str, ...]
+    documents: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementRow:
     """One row of `measurements`; names and vocabularies are the contract of docs/reference/tables.md."""
 
@@ -158,6 +178,7 @@ class MeasurementRow:
     value: float | None
     unit: str
     status: str
+    gate_set: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -186,6 +207,7 @@ class AcquisitionResult:
     time: TimeSeries | None
     margins: tuple[MarginCount, ...]
     markers: Mapping[str, str]  # marker -> channel (pnn)
+    gate_set: GateSetRecord | None = None
 
 
 # ------------------------------------------------------------------------------------------ tables and the run folder
@@ -223,6 +245,7 @@ MEASUREMENTS: Mapping[str, str] = {
     "value": _REAL,
     "unit": _TEXT,
     "status": _TEXT,
+    "gate_set": _TEXT,
 }
 FINDINGS: Mapping[str, str] = {
     "acquisition": _TEXT,
@@ -416,10 +439,15 @@ def read_result(folder: Path) -> AcquisitionResult:
             "wording": tuple(document["wording"]),
             "findings": tuple(QcFinding(**{**row, "level": Level(row["level"])}) for row in document["findings"]),
             "margins": tuple(MarginCount(**row) for row in document["margins"]),
+            "gate_set": _gate_set(document.get("gate_set")),
             "panels": panels,
             "time": time,
         }
     )
+
+
+def _gate_set(kept: Any) -> GateSetRecord | None:
+    return None if kept is None else GateSetRecord(**{**kept, "populations": tuple(kept["populations"])})
 
 
 class StoredResults(Sequence[AcquisitionResult]):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowmrd.cli import EXIT_SOME_FAILED
 from flowmrd.cli.options import execute, settings_from, settings_options
+
+if TYPE_CHECKING:
+    from flowmrd.documents.gate_set import GateSet
+    from flowmrd.gating.template import GatingTemplate
 
 # What the document itself decides, or what only a template needs.
 _TEMPLATE_ONLY = {
@@ -30,11 +34,22 @@ _TEMPLATE_ONLY = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Instead of a template: Gating-ML 2.0, a FlowJo workspace, FACSDiva, Kaluza or openCyto document.",
 )
+@click.option(
+    "--gate-set",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --template: a subject's own gates (TOML), in place of the template's on all FILES.",
+)
 @click.option("--tube", help="With --strategy: the tube or sample of the document, where its file name does not say.")
 @click.option("--out", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @settings_options
 def command(
-    files: tuple[Path, ...], template: str | None, strategy: Path | None, tube: str | None, out: Path, **options: Any
+    files: tuple[Path, ...],
+    template: str | None,
+    strategy: Path | None,
+    gate_set: Path | None,
+    tube: str | None,
+    out: Path,
+    **options: Any,
 ) -> None:
     """Gate FILES: populations, measurement, findings and a report, without subject or visit.
 
@@ -59,15 +74,30 @@ def command(
             raise click.UsageError("--tube goes with --strategy")
         settings = settings_from(options)
         # A typo is told before anything is written.
-        find_template(template, None if settings.templates is None else Path(settings.templates))
-        acquisitions = [Acquisition(name=path.stem, path=str(path), tube=template) for path in files]
+        found = find_template(template, None if settings.templates is None else Path(settings.templates))
+        own = None if gate_set is None else _own_gates(gate_set, found)
+        acquisitions = [Acquisition(name=path.stem, path=str(path), tube=template, gate_set=own) for path in files]
         execute(acquisitions, out, settings, options)
         return
     assert strategy is not None
+    if gate_set is not None:
+        raise click.UsageError("--gate-set goes with --template")
     refused = [f"--{name.replace('_', '-')}" for name, usual in _TEMPLATE_ONLY.items() if options[name] != usual]
     if refused:
         raise click.UsageError(f"{', '.join(refused)}: the document of --strategy decides this itself")
     _gate_by(strategy, files, tube, out, options)
+
+
+def _own_gates(path: Path, template: GatingTemplate) -> GateSet:
+    """Read a gate set and check it against the template; every fault is told before anything is written."""
+    from flowmrd.documents.gate_set import load_gate_set
+    from flowmrd.documents.loader import raise_faults
+    from flowmrd.errors import SettingsError
+    from flowmrd.gating.gate_set import gate_set_faults
+
+    read = load_gate_set(path, error=SettingsError)
+    raise_faults(gate_set_faults(read, template, error=SettingsError), source=path.name)
+    return read
 
 
 def _gate_by(strategy: Path, files: tuple[Path, ...], tube: str | None, out: Path, options: dict[str, Any]) -> None:

@@ -10,7 +10,11 @@ import click
 from flowmrd.cli.options import execute, settings_from, settings_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from flowmrd.documents.manifest import Manifest, ManifestRow
+    from flowmrd.errors import InputError
+    from flowmrd.gating.template import GatingTemplate
     from flowmrd.pipeline import Acquisition
 
 
@@ -22,11 +26,12 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check the manifest and templates, say what would be done, and stop.")
 @settings_options
 def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None:
-    """Gate every acquisition of MANIFEST (CSV, one row an acquisition), measure, and write a report.
+    """Gate every acquisition of MANIFEST (CSV or JSON, one row an acquisition), measure, and write a report.
 
     The manifest and all templates are checked before the first file is opened. A file that cannot be trusted becomes a
     finding; the others go on, and the exit code is 3.
     """
+    from flowmrd.documents.loader import raise_faults
     from flowmrd.documents.manifest import load_manifest
     from flowmrd.gating.template import find_template, template_paths
 
@@ -35,14 +40,26 @@ def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None
     settings = settings_from(options)
     folder = None if settings.templates is None else Path(settings.templates)
     read = load_manifest(manifest, known_tubes=tuple(template_paths(folder)))
-    for tube in sorted({row.tube for row in read.rows}):
-        find_template(tube, folder)
+    templates = {tube: find_template(tube, folder) for tube in sorted({row.tube for row in read.rows})}
+    raise_faults(_gate_set_faults(read, templates), source=manifest.name)
     acquisitions = [_acquisition(row, read) for row in read.rows]
     if dry_run:
         for one in acquisitions:
-            click.echo(f"{one.name}: {one.subject} {one.visit}, {one.tube}, {Path(one.path).name}")
+            own = "" if one.gate_set is None else f", gate set {one.gate_set.gate_set.id}"
+            click.echo(f"{one.name}: {one.subject} {one.visit}, {one.tube}, {Path(one.path).name}{own}")
         return
     execute(acquisitions, out, settings, options, manifest_sha256=read.digest)
+
+
+def _gate_set_faults(manifest: Manifest, templates: Mapping[str, GatingTemplate]) -> Iterator[InputError]:
+    """Check each gate set against its tube's template; faults name the row and column that brought it in."""
+    from flowmrd.errors import ManifestError
+    from flowmrd.gating.gate_set import gate_set_faults
+
+    for (_, tube), named in manifest.gate_sets.items():
+        for fault in gate_set_faults(named.gate_set, templates[tube], error=ManifestError):
+            where = f"row {named.row}, column gate_set"
+            yield ManifestError(str(fault), source=manifest.path.name, where=where)
 
 
 def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
@@ -64,5 +81,6 @@ def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
         after_cd19_therapy=after,
         matrix=matrix,
         expected_sha256=row.fcs_sha256,
+        gate_set=manifest.gate_set_of(row),
         findings=manifest.warnings.get(row.acquisition, ()),
     )

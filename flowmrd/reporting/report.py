@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Nothing, Polygon
 from flowmrd.records import (
     AcquisitionResult,
     Axis,
+    GateSetRecord,
     MarginCount,
     MeasurementRow,
     PlacedGate,
@@ -167,6 +168,7 @@ def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any
         "heading": heading,
         "qc": result.qc,
         "facts": _facts(result),
+        "gate_set": _gate_set(result.gate_set),
         "compensation": result.compensation or MISSING,
         "sha256": result.file_sha256 or MISSING,
         "template_digest": result.template_digest or MISSING,
@@ -442,6 +444,8 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
                 ("low positive: detected" if detected else "undetected") if known else "mrd_neg_1e4",
             )
         )
+    if row.gate_set:
+        rest.append(("Subject's own gates", row.gate_set.partition(": ")[2], row.gate_set.partition(": ")[0]))
     if row.call:
         rest.append(("Call", _CALL.get(row.call, row.call), "proposed by the automatic path"))
     rest.append(("Status", _STATUS.get(row.status, row.status or MISSING), ""))
@@ -520,8 +524,21 @@ def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[s
         f"{target}".rstrip(),
         "target": target,
         "purpose": panel.purpose,
+        "own": [f"{gate.population}: {gate.detail}" for gate in panel.gates if gate.method == "override"],
         "undrawn": ", ".join(gate.population for gate in panel.gates if gate.outline.size == 0),
         "figure": _markup(_json(figures.panel_figure(panel))),
+    }
+
+
+def _gate_set(record: GateSetRecord | None) -> dict[str, Any] | None:
+    """Say whose gates stand in for the template's, for the head of the page and for its provenance."""
+    if record is None:
+        return None
+    return {
+        "text": f"{record.id}: {', '.join(record.populations)} drawn by {record.author} on {record.date} "
+        f"from {record.source}. Reason: {record.reason}",
+        "sha256": record.sha256,
+        "tree": {field.name: getattr(record, field.name) for field in fields(record)},
     }
 
 

@@ -143,7 +143,7 @@ source = "diagnosis file of day -20"
 
     other, own = gate_of("S8"), gate_of("S7")
     assert own[0] < 0.1 * other[0]
-    assert own[1:] == ("override", "by A. Reviewer on diagnosis file of day -20")
+    assert own[1:] == ("override", "drawn by A. Reviewer from diagnosis file of day -20")
     assert other[1] != "override"
 
 
