@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from flowmrd.errors import SettingsError
 from flowmrd.fcs import Channel, ChannelKind, Spillover
 from flowmrd.simulation.blood import BeadLot, CarReagent, assign_car, draw_bead_lot, draw_car_reagent, stain_car
-from flowmrd.simulation.cells import CellModel, build_cell_model, draw_composition, draw_signals, resolve_scenario
+from flowmrd.simulation.cells import (
+    CellModel,
+    build_cell_model,
+    draw_composition,
+    draw_signals,
+    keyed_streams,
+    resolve_scenario,
+)
 from flowmrd.simulation.instrument import Detectors, autofluorescence, detect, draw_detectors, scatter_channels
 from flowmrd.simulation.marrow import (
     Immunophenotype,
@@ -29,11 +36,12 @@ from flowmrd.simulation.marrow import (
     add_blasts,
     draw_immunophenotype,
     draw_target_loss,
+    for_tube,
     remaining_aberrations,
 )
 from flowmrd.simulation.profile import LoadedProfile, Profile, load_profile
 
-SIMULATOR_VERSION = "1.0.0"  # of the forward model's code; a change that moves values raises it
+SIMULATOR_VERSION = "1.1.0"  # of the forward model's code; a change that moves values raises it
 
 _BLOCK = 65536
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
@@ -68,6 +76,7 @@ class Kind(StrEnum):
     DEAD = "dead"
     DOUBLET = "doublet"
     BEAD = "bead"
+    ANUCLEATE = "anucleate"
 
 
 KINDS = tuple(Kind)
@@ -82,6 +91,8 @@ class _Stream(IntEnum):
     TARGET = 4
     CAR_PATIENT = 5
     BLAST_SHIFT = 6
+    LEVEL = 7
+    PHENOTYPE_DRIFT = 8
     COMPOSITION = 10
     SHARES = 11
     DETECTORS = 12
@@ -101,11 +112,13 @@ class Parameters:
     ----------
     tube : id of a shipped profile
     events : events in the file
-    blasts : expected blasts as a fraction (0–1) of nucleated live single cells; their number is a Poisson draw
+    blasts : expected blasts as a fraction (0–1) of nucleated live single cells, their number is a Poisson draw;
+        `None` = drawn from the scenario's range, 0 where it has none
     scenario : composition, one of the profile's
     phenotype : immunophenotype of the blasts, or how to draw it
     left_out : kinds of aberration that a drawn immunophenotype must not have: a marker (`"CD58"`), or a marker and a
         direction (`"CD10 up"`, `"CD10 down"`)
+    drift : log10 sd of what has changed in each marker of the blasts since the diagnosis
     cd19 : what directed therapy left of its target on the blasts
     batch : strength of batch effects; 1 = well-run laboratory, 2.5 = bad day
     lab : laboratory id; adds one constant shift a marker to all its files
@@ -120,10 +133,11 @@ class Parameters:
 
     tube: str = "ball-mrd-10c"
     events: int = 100_000
-    blasts: float = 0.0
+    blasts: float | None = None
     scenario: str = "normal"
     phenotype: Immunophenotype | PhenotypeDraw = PhenotypeDraw.RANDOM
     left_out: tuple[str, ...] = ()
+    drift: float = 0.0
     cd19: TargetStatus = TargetStatus.POSITIVE
     batch: float = 1.0
     lab: str = ""
@@ -141,7 +155,8 @@ class Labels:
     """Truth of each event, in file order.
 
     `kind` indexes `KINDS`; `source` and `partner` index `names` (-1 = none): the cell type that an event comes from,
-    and the second cell of a doublet. `blast`, `car`: live single cells only.
+    and the second cell of a doublet. `blast`, `car`: live single cells only. `maturation`: t (0 … 1) of live single
+    cells of the maturation course, blasts included, else NaN; `stages` are the course's stages with their middle t.
     """
 
     names: tuple[str, ...]
@@ -150,10 +165,28 @@ class Labels:
     partner: NDArray[np.int16]
     blast: NDArray[np.bool_]
     car: NDArray[np.bool_]
+    maturation: NDArray[np.float32]
+    stages: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        for array in (self.kind, self.source, self.partner, self.blast, self.car):
+        for array in (self.kind, self.source, self.partner, self.blast, self.car, self.maturation):
             array.flags.writeable = False
+
+    @property
+    def stage(self) -> NDArray[np.int16]:
+        """Index into `stages`: a normal cell's own stage, the nearest one of a blast; -1 off the course."""
+        names = tuple(self.stages)
+        result = np.full(len(self.kind), -1, np.int16)
+        if not names:
+            return result
+        own = np.array([names.index(name) if name in names else -1 for name in self.names], np.int16)
+        middles = np.array([self.stages[name] for name in names])
+        cells = np.flatnonzero(~np.isnan(self.maturation))
+        found = own[self.source[cells]]
+        point = self.maturation[cells][found < 0]
+        found[found < 0] = np.abs(point[:, None] - middles[None, :]).argmin(axis=1)
+        result[cells] = found
+        return result
 
     @property
     def nucleated(self) -> NDArray[np.bool_]:
@@ -252,6 +285,9 @@ class _Sample:
     debris: float
     dead: float
     doublet: float
+    anucleate: float
+    level: float
+    drift: Mapping[str, float]
     car: CarReagent | None
     beads: BeadLot | None
     phenotype: Immunophenotype | None
@@ -259,6 +295,17 @@ class _Sample:
     shifts: Mapping[str, NDArray[np.float64]]
     events_per_second: float
     start_seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Assigned:
+    """What each event is, before it is measured; `carrier`: its cell has the receptor (dead and double ones, too)."""
+
+    kind: NDArray[np.int8]
+    source: NDArray[np.int16]
+    partner: NDArray[np.int16]
+    blast: NDArray[np.bool_]
+    carrier: NDArray[np.bool_]
 
 
 def simulate_marrow(parameters: Parameters, seed: int) -> Simulated:
@@ -295,8 +342,9 @@ def simulate(parameters: Parameters, seed: int) -> Simulated:
     """
     loaded = check_parameters(parameters, seed)
     sample = _draw_sample(loaded.profile, parameters, seed)
-    labels, carrier = _assign(sample, seed)
-    values = _measure(sample, labels, carrier, seed)
+    assigned = _assign(sample, seed)
+    values, maturation = _measure(sample, assigned, seed)
+    labels = _labels(sample, assigned, maturation)
     return Simulated(
         values=values,
         channels=_channels(sample),
@@ -345,19 +393,23 @@ def _check(parameters: Parameters, profile: Profile, seed: int) -> None:
         refuse("patient-seed", "a whole number ≥ 0", parameters.patient_seed)
     if parameters.events < 1:
         refuse("events", "a whole number ≥ 1", parameters.events)
-    if not 0.0 <= parameters.blasts <= 1.0:
+    if parameters.blasts is not None and not 0.0 <= parameters.blasts <= 1.0:
         refuse("blasts", "a fraction between 0 and 1 (1e-4 is 0.01 %)", parameters.blasts)
     if not 0.0 <= parameters.car <= 1.0:
         refuse("car", "a fraction between 0 and 1 of T cells", parameters.car)
     if not 0.0 <= parameters.batch <= 10.0:
         refuse("batch", "a strength between 0 and 10", parameters.batch)
+    if not 0.0 <= parameters.drift <= 1.0:
+        refuse("drift", "a log10 sd between 0 and 1", parameters.drift)
     tube = profile.profile.tube
-    if parameters.blasts > 0 and profile.leukemia is None:
+    if parameters.blasts and profile.leukemia is None:
         raise SettingsError(f"tube {tube!r} has no leukemia in its profile", where="blasts", hint="leave it at 0")
     if parameters.left_out and profile.leukemia is None:
         raise SettingsError(f"tube {tube!r} has no leukemia in its profile", where="left-out", hint="leave it empty")
     if profile.leukemia is not None:
         remaining_aberrations(profile.leukemia, parameters.left_out)
+        if isinstance(parameters.phenotype, Immunophenotype):
+            for_tube(parameters.phenotype, profile)
     if profile.car is None and (parameters.car > 0 or parameters.fmo):
         raise SettingsError(f"tube {tube!r} has no CAR reagent", where="car", hint="use a CAR-T tube")
     if parameters.beads and profile.beads is None:
@@ -368,16 +420,20 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
     patient = seed if parameters.patient_seed is None else parameters.patient_seed
     count, variation = len(profile.channel), profile.variation
     rng = _stream(seed, _Stream.REAGENTS)
+    scenario = resolve_scenario(profile, parameters.scenario)
+    level = parameters.blasts
+    if level is None:
+        level = float(_stream(seed, _Stream.LEVEL).uniform(*scenario.blasts)) if scenario.blasts else 0.0
     shifts = {
         "antibody": rng.normal(0.0, variation.antibody * parameters.batch, count),
-        "patient": _stream(patient, _Stream.PATIENT_MARKERS).normal(0.0, variation.patient_marker, count),
+        "patient": _per_marker(_stream(patient, _Stream.PATIENT_MARKERS), variation.patient_marker, profile),
         "laboratory": np.zeros(count),
         "scatter": rng.normal(0.0, 1.0, 2) * [variation.fsc * parameters.batch, variation.ssc * parameters.batch],
     }
     if parameters.lab:
         digest = hashlib.sha256(parameters.lab.encode()).digest()
         own = _stream(int.from_bytes(digest[:8], "big"), _Stream.LABORATORY)
-        shifts["laboratory"] = own.normal(0.0, variation.laboratory_marker, count)
+        shifts["laboratory"] = _per_marker(own, variation.laboratory_marker, profile)
     model = build_cell_model(
         profile,
         patient=_stream(patient, _Stream.POPULATIONS),
@@ -385,24 +441,28 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
         scatter_shift=shifts["scatter"],
     )
     phenotype = loss = None
+    drift: dict[str, float] = {}
     if profile.leukemia is not None:
         if isinstance(parameters.phenotype, Immunophenotype):
-            phenotype = parameters.phenotype
+            phenotype = for_tube(parameters.phenotype, profile)
         else:
             hard = {PhenotypeDraw.HARD: True, PhenotypeDraw.PLAIN: False}.get(parameters.phenotype)
             phenotype = draw_immunophenotype(
-                profile.leukemia, _stream(patient, _Stream.PHENOTYPE), hard=hard, left_out=parameters.left_out
+                profile, _stream(patient, _Stream.PHENOTYPE), hard=hard, left_out=parameters.left_out
             )
         loss = draw_target_loss(profile.leukemia, parameters.cd19, _stream(patient, _Stream.TARGET))
-        model = add_blasts(model, profile, phenotype, loss, _stream(patient, _Stream.BLAST_SHIFT))
-    shares = draw_composition(
-        profile, resolve_scenario(profile, parameters.scenario), _stream(seed, _Stream.COMPOSITION)
-    )
+        if parameters.drift > 0:
+            changed = _per_marker(_stream(seed, _Stream.PHENOTYPE_DRIFT), parameters.drift, profile)
+            drift = {marker: round(float(by), 4) for marker, by in zip(profile.markers, changed, strict=True)}
+            drift = {c.marker: drift[c.marker] for c in profile.channel if not (c.viability or c.nuclear)}
+        model = add_blasts(model, profile, phenotype, loss, drift, _stream(patient, _Stream.BLAST_SHIFT))
+    shares = draw_composition(profile, scenario, _stream(seed, _Stream.COMPOSITION))
     rng = _stream(seed, _Stream.SHARES)
     debris, dead, doublet = (
         float(rng.uniform(*kind.share))
         for kind in (profile.artefacts.debris, profile.artefacts.dead, profile.artefacts.doublet)
     )
+    anucleate = float(rng.uniform(*profile.artefacts.anucleate.share))
     beads = draw_bead_lot(profile.beads, rng) if profile.beads is not None else None
     if profile.beads is None or not (profile.beads.default if parameters.beads is None else parameters.beads):
         beads = None
@@ -422,6 +482,9 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
         debris=debris,
         dead=dead,
         doublet=doublet,
+        anucleate=anucleate,
+        level=level,
+        drift=drift,
         car=car,
         beads=beads,
         phenotype=phenotype,
@@ -432,16 +495,21 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
     )
 
 
-def _assign(sample: _Sample, seed: int) -> tuple[Labels, NDArray[np.bool_]]:
-    """What each event is; also whether its cell carries the receptor (dead cells and doublets, too)."""
+def _per_marker(rng: np.random.Generator, sd: float, profile: Profile) -> NDArray[np.float64]:
+    return np.array([stream.normal(0.0, sd) for stream in keyed_streams(rng, profile.markers)])
+
+
+def _assign(sample: _Sample, seed: int) -> _Assigned:
+    """What each event is."""
     parameters, profile = sample.parameters, sample.profile
     rng = _stream(seed, _Stream.BLASTS)
     events = parameters.events
     bead = sample.beads.share if sample.beads else 0.0
-    artefacts = np.array([sample.debris, sample.dead, sample.doublet])
+    artefacts = np.array([sample.debris, sample.dead, sample.doublet, sample.anucleate])
     edges = np.cumsum(np.append(artefacts * (1.0 - bead), bead))
-    # Position in the cumulated shares: debris, dead, doublet, bead, and everything above them is a cell.
-    order = np.array([KINDS.index(k) for k in (Kind.DEBRIS, Kind.DEAD, Kind.DOUBLET, Kind.BEAD, Kind.CELL)], np.int8)
+    # Position in the cumulated shares: the artefacts in this order, beads, and everything above them is a cell.
+    kinds = (Kind.DEBRIS, Kind.DEAD, Kind.DOUBLET, Kind.ANUCLEATE, Kind.BEAD, Kind.CELL)
+    order = np.array([KINDS.index(kind) for kind in kinds], np.int8)
     kind = order[np.searchsorted(edges, rng.random(events), side="right")]
     source = _draw_populations(sample.shares, events, rng)
     partner = np.full(events, -1, dtype=np.intp)
@@ -454,25 +522,33 @@ def _assign(sample: _Sample, seed: int) -> tuple[Labels, NDArray[np.bool_]]:
     if profile.leukemia is not None:
         code = len(profile.populations)
         live = np.flatnonzero(kind == KINDS.index(Kind.CELL))
-        number = min(int(rng.poisson(parameters.blasts * len(live))), len(live))
+        number = min(int(rng.poisson(sample.level * len(live))), len(live))
         blast[rng.choice(live, number, replace=False, shuffle=False)] = True
         # Fragments, dead cells and doublets come from random cells, so from blasts in proportion.
-        other = (kind != KINDS.index(Kind.CELL)) & (rng.random(events) < parameters.blasts)
+        other = (kind != KINDS.index(Kind.CELL)) & (rng.random(events) < sample.level)
         source[blast | other] = code
-        second[rng.random(len(doublet)) < parameters.blasts] = code
+        second[rng.random(len(doublet)) < sample.level] = code
     partner[doublet] = second
-    if sample.beads:
-        beads = kind == KINDS.index(Kind.BEAD)
-        source[beads], carrier[beads] = -1, False
-    labels = Labels(
-        names=sample.model.names,
-        kind=kind,
-        source=source.astype(np.int16),
-        partner=partner.astype(np.int16),
-        blast=blast,
-        car=carrier & (kind == KINDS.index(Kind.CELL)),
+    no_cell = np.isin(kind, [KINDS.index(Kind.BEAD), KINDS.index(Kind.ANUCLEATE)])
+    source[no_cell], carrier[no_cell] = -1, False
+    return _Assigned(
+        kind=kind, source=source.astype(np.int16), partner=partner.astype(np.int16), blast=blast, carrier=carrier
     )
-    return labels, carrier
+
+
+def _labels(sample: _Sample, assigned: _Assigned, maturation: NDArray[np.float32]) -> Labels:
+    course = sample.profile.course
+    live = assigned.kind == KINDS.index(Kind.CELL)
+    return Labels(
+        names=sample.model.names,
+        kind=assigned.kind,
+        source=assigned.source,
+        partner=assigned.partner,
+        blast=assigned.blast,
+        car=assigned.carrier & live,
+        maturation=np.where(live, maturation, np.float32(np.nan)),
+        stages={name: middle for name, (middle, _) in course.stage.items()} if course else {},
+    )
 
 
 def _draw_populations(shares: NDArray[np.float64], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -482,13 +558,14 @@ def _draw_populations(shares: NDArray[np.float64], count: int, rng: np.random.Ge
     return codes
 
 
-def _measure(sample: _Sample, labels: Labels, carrier: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
+def _measure(sample: _Sample, assigned: _Assigned, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Values of all channels, and maturation of every event's cell."""
     parameters, settings = sample.parameters, sample.profile.instrument
     rng = _stream(seed, _Stream.EVENTS)
     events = parameters.events
     arrival = np.sort(rng.random(events))
     names = [channel.pnn for channel in _channels(sample)]
-    values = np.empty((len(names), events), dtype=np.float32)
+    values, maturation = np.empty((len(names), events), dtype=np.float32), np.empty(events, dtype=np.float32)
     duration = events / sample.events_per_second
     values[-1] = np.floor(arrival * duration / settings.time_step_seconds)
     scatter = _SCATTER[parameters.channels]
@@ -496,24 +573,24 @@ def _measure(sample: _Sample, labels: Labels, carrier: NDArray[np.bool_], seed: 
     for start in range(0, events, _BLOCK):
         block = slice(start, min(start + _BLOCK, events))
         phase = arrival[block]
-        antigens, pulses = _block(sample, labels, carrier, block, rng)
+        antigens, pulses, maturation[block] = _block(sample, assigned, block, rng)
         background = autofluorescence(sample.profile, pulses["FSC-A"], pulses["SSC-A"], rng)
         values[stained, block] = detect(settings, sample.detectors, antigens, background, phase, rng)
         wanted = {name: pulses[name] for name in scatter}
         for row, pulse in enumerate(scatter_channels(settings, sample.detectors, wanted, phase, rng).values()):
             values[row, block] = pulse
-    return values
+    return values, maturation
 
 
 def _block(
-    sample: _Sample, labels: Labels, carrier: NDArray[np.bool_], block: slice, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Stain (channels, events) and scatter pulses of a block of events, in units, before any detector."""
+    sample: _Sample, assigned: _Assigned, block: slice, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """Stain (channels, events) and scatter pulses of a block of events, in units, before any detector; maturation."""
     profile, artefacts, scatter = sample.profile, sample.profile.artefacts, sample.profile.instrument.scatter
-    kind, source = labels.kind[block], labels.source[block].astype(np.intp)
+    kind, source = assigned.kind[block], assigned.source[block].astype(np.intp)
     bead = np.flatnonzero(kind == KINDS.index(Kind.BEAD))
-    source[bead] = 0  # overwritten below
-    stain, fsc, ssc = _cells(sample, source, carrier[block], rng)
+    source[source < 0] = 0  # no cells: overwritten below
+    stain, fsc, ssc, maturation = _cells(sample, source, assigned.carrier[block], rng)
     count = len(source)
     width = 10.0 ** (scatter.width_sd * rng.standard_normal(count))
 
@@ -527,8 +604,15 @@ def _block(
     for row, channel in enumerate(profile.channel):
         if channel.viability:
             stain[row, dead] = 10.0 ** rng.normal(*artefacts.dead.dye, len(dead))
-        else:
-            stain[row, dead] += 10.0 ** rng.normal(*artefacts.dead.background, len(dead))
+            continue
+        if channel.nuclear:
+            stain[row, dead] *= rng.uniform(*artefacts.dead.nuclear_factor, len(dead))
+        stain[row, dead] += 10.0 ** rng.normal(*artefacts.dead.background, len(dead))
+
+    plain = np.flatnonzero(kind == KINDS.index(Kind.ANUCLEATE))
+    stain[:, plain] = 10.0 ** rng.normal(*profile.defaults.negative, (len(stain), len(plain)))
+    fsc[plain] = 10.0 ** rng.normal(*artefacts.anucleate.fsc, len(plain))
+    ssc[plain] = 10.0 ** rng.normal(*artefacts.anucleate.ssc, len(plain))
 
     if sample.beads is not None and profile.beads is not None:
         stain[:, bead] = 10.0 ** rng.normal(*profile.beads.signal, (len(stain), len(bead)))
@@ -539,8 +623,8 @@ def _block(
     doublet = np.flatnonzero(kind == KINDS.index(Kind.DOUBLET))
     if len(doublet):
         # The second cell: areas add, the height stays that of the bigger pulse, the width grows.
-        second = labels.partner[block].astype(np.intp)[doublet]
-        other, other_fsc, other_ssc = _cells(sample, second, np.zeros(len(doublet), dtype=np.bool_), rng)
+        second = assigned.partner[block].astype(np.intp)[doublet]
+        other, other_fsc, other_ssc, _ = _cells(sample, second, np.zeros(len(doublet), dtype=np.bool_), rng)
         stain[:, doublet] += other
         fsc[doublet] += other_fsc
         ssc[doublet] += other_ssc
@@ -556,13 +640,13 @@ def _block(
         "SSC-A": ssc,
         "SSC-H": height["SSC"],
     }
-    return stain, pulses
+    return stain, pulses, maturation
 
 
 def _cells(
     sample: _Sample, population: NDArray[np.intp], carrier: NDArray[np.bool_], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    signals = draw_signals(sample.model, population, rng)
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    signals, maturation = draw_signals(sample.model, population, rng)
     if sample.car is not None:
         stain_car(sample.profile, signals, population, carrier, sample.car, rng)
     linear = np.exp(signals * np.log(10.0))
@@ -570,7 +654,7 @@ def _cells(
         for row, channel in enumerate(sample.profile.channel):
             if channel.target == "car":
                 linear[row] = 0.0  # no reagent, so no background of the reagent either
-    return linear[:-2], linear[-2], linear[-1]
+    return linear[:-2], linear[-2], linear[-1], maturation
 
 
 def _channels(sample: _Sample) -> tuple[Channel, ...]:
@@ -613,7 +697,7 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
     counts = {
         kind.value: _named_counts(labels.names, labels.source[labels.is_kind(kind)])
         for kind in KINDS
-        if kind is not Kind.BEAD
+        if kind not in {Kind.BEAD, Kind.ANUCLEATE}
     }
     cells = counts[Kind.CELL.value]
     groups = {group: sum(cells.get(name, 0) for name in split) for group, split in profile.group.items()}
@@ -634,13 +718,20 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
             "blasts": blasts,
             "denominator": denominator,
             "fraction": blasts / denominator if denominator else None,
+            "level": sample.level,
         },
         "groups": groups,
         "populations": counts,
         "composition": dict(zip(profile.populations, sample.shares.tolist(), strict=True)),
-        "immunophenotype": sample.phenotype.model_dump() if sample.phenotype and parameters.blasts > 0 else None,
+        "immunophenotype": sample.phenotype.model_dump() if sample.phenotype and sample.level > 0 else None,
+        "phenotype_drift_log10": dict(sample.drift) if sample.level > 0 else None,
         "target_loss": None,
-        "artefact_shares": {"debris": sample.debris, "dead": sample.dead, "doublet": sample.doublet},
+        "artefact_shares": {
+            "debris": sample.debris,
+            "dead": sample.dead,
+            "doublet": sample.doublet,
+            "anucleate": sample.anucleate,
+        },
         "marker_shift_log10": {
             name: dict(zip(markers, sample.shifts[name].tolist(), strict=True))
             for name in ("antibody", "patient", "laboratory")
@@ -652,7 +743,7 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
         "spillover_true": {"channels": list(markers), "matrix": detectors.spillover.tolist()},
         "events_per_second": sample.events_per_second,
     }
-    if sample.loss is not None and parameters.blasts > 0:
+    if sample.loss is not None and sample.level > 0:
         loss = sample.loss
         truth["target_loss"] = {
             "status": loss.status.value,

@@ -52,13 +52,14 @@ def simulate_case(
     seed: int,
     tube: str = "ball-mrd-10c",
     scenario: str = "normal",
-    level: float = 0.0,
+    level: float | None = None,
     events: int = 100_000,
     strength: float = 1.0,
     laboratory: str = "",
     hard: bool | None = None,
     cd19: TargetStatus | str = TargetStatus.POSITIVE,
     left_out: Sequence[str] = (),
+    drift: float = 0.0,
     phenotype: Immunophenotype | None = None,
     patient_seed: int | None = None,
     compensated: bool = True,
@@ -72,13 +73,15 @@ def simulate_case(
     seed : ≥ 0; of the sample, and of the patient where `patient_seed` is `None`
     tube : id of a shipped profile
     scenario : composition, one of the profile's
-    level : expected blasts as a fraction (0–1) of nucleated live single cells; their number is a Poisson draw
+    level : expected blasts as a fraction (0–1) of nucleated live single cells, their number is a Poisson draw; `None` =
+        drawn from the scenario's range (`diagnosis`), 0 where it has none
     events : events of the acquisition, artefacts included
     strength : of batch effects; 1 = well-run laboratory, 2.5 = bad day
     laboratory : laboratory id; one constant shift a marker
     hard : only, or no, immunophenotypes of two weak aberrations; `None` = a fifth of patients
     cd19 : positive, dim, negative or mixed
     left_out : kinds of aberration not to draw: `"CD58"`, or with a direction `"CD10 up"`
+    drift : log10 sd of what has changed in each marker of the blasts since the diagnosis
     phenotype : a given immunophenotype instead of a drawn one
     patient_seed : the same for a patient's diagnosis and follow-ups: they share immunophenotype and marker shifts
     compensated : compensate the stained channels by the matrix of the file, else detector values as acquired
@@ -104,6 +107,7 @@ def simulate_case(
             scenario=scenario,
             phenotype=draw if phenotype is None else phenotype,
             left_out=tuple(left_out),
+            drift=drift,
             cd19=TargetStatus(cd19),
             batch=strength,
             lab=laboratory,

@@ -6,7 +6,8 @@ maturation point t and interpolated between the knots, so that stages merge inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,8 @@ class CellModel:
     """Means and spreads of every population of one sample, all shifts of patient and batch included.
 
     `mean`, `sd` (rows, populations): for a population of the course `mean` is the shift to add to the interpolated
-    course. `stage` (2, populations): mean and sd of t, NaN off the course.
+    course. `stage` (2, populations): mean and sd of t, NaN off the course. `floor`, `ceiling` (rows, populations):
+    limits of a mean of the course, after all shifts.
     """
 
     names: tuple[str, ...]
@@ -44,13 +46,29 @@ class CellModel:
     knots: Floats
     course: Floats
     floor: Floats
+    ceiling: Floats
     negative: tuple[float, float]
     cell_factor: Floats
     second_modes: Mapping[int, tuple[SecondMode, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for array in (self.mean, self.sd, self.stage, self.knots, self.course, self.floor, self.cell_factor):
+        for array in (
+            self.mean,
+            self.sd,
+            self.stage,
+            self.knots,
+            self.course,
+            self.floor,
+            self.ceiling,
+            self.cell_factor,
+        ):
             array.flags.writeable = False
+
+
+def keyed_streams(rng: np.random.Generator, names: Sequence[str]) -> list[np.random.Generator]:
+    """One stream a name, from one draw of `rng`: what a marker gets does not depend on the tube's other markers."""
+    root = int(rng.integers(2**63))
+    return [np.random.Generator(np.random.PCG64([root, zlib.crc32(name.encode())])) for name in names]
 
 
 def resolve_scenario(profile: Profile, name: str) -> Scenario:
@@ -74,6 +92,7 @@ def resolve_scenario(profile: Profile, name: str) -> Scenario:
         forced={**base.forced, **scenario.forced},
         dominant={**base.dominant, **scenario.dominant},
         split={**base.split, **scenario.split},
+        blasts=scenario.blasts or base.blasts,
     )
 
 
@@ -136,7 +155,12 @@ def build_cell_model(
     mean, sd = np.empty((rows, len(names))), np.empty((rows, len(names)))
     stage = np.full((2, len(names)), np.nan)
     lone, lone_sd = _background(profile)
-    spread = profile.variation.patient_population
+    own = np.array(
+        [
+            stream.normal(0.0, profile.variation.patient_population, len(profile.population) + 1)
+            for stream in keyed_streams(patient, markers)
+        ]
+    )
     for column, (name, population) in enumerate(profile.population.items()):
         mean[:, column], sd[:, column] = lone, lone_sd
         for marker, (value, width) in population.marker.items():
@@ -147,7 +171,7 @@ def build_cell_model(
             profile.defaults.fsc_sd if population.fsc_sd is None else population.fsc_sd,
             profile.defaults.ssc_sd if population.ssc_sd is None else population.ssc_sd,
         )
-        mean[: len(markers), column] += patient.normal(0.0, spread, len(markers))
+        mean[: len(markers), column] += own[:, column]
         mean[:, column] += shift
         assert names[column] == name
     knots, course = np.zeros(1), np.zeros((rows, 1))
@@ -160,11 +184,13 @@ def build_cell_model(
             course[row], course_sd[row] = entry.mean, entry.sd
         course[-2:] = profile.course.fsc, profile.course.ssc
         course_sd[-2:] = profile.course.fsc_sd, profile.course.ssc_sd
-        whole = np.append(patient.normal(0.0, spread, len(markers)), [0.0, 0.0])
+        whole = np.append(own[:, -1], [0.0, 0.0])
         for column, point in enumerate(profile.course.stage.values(), start=len(profile.population)):
             mean[:, column], sd[:, column], stage[:, column] = shift + whole, course_sd, point
-    # One factor on all antigens of a cell, part of it on FSC; a dye that enters dead cells does not follow it.
-    factor = np.array([0.0 if c.viability else profile.variation.cell for c in profile.channel] + [0.0, 0.0])
+    # One factor on all antigens of a cell, part of it on FSC; dyes do not follow it.
+    factor = np.array(
+        [0.0 if c.viability or c.nuclear else profile.variation.cell for c in profile.channel] + [0.0, 0.0]
+    )
     factor[-2] = profile.variation.cell * profile.variation.cell_fsc
     return CellModel(
         names=names,
@@ -174,13 +200,14 @@ def build_cell_model(
         knots=knots,
         course=course,
         floor=np.full((rows, len(names)), -np.inf),
+        ceiling=np.full((rows, len(names)), np.inf),
         negative=profile.defaults.negative,
         cell_factor=factor,
     )
 
 
-def draw_signals(model: CellModel, population: NDArray[np.intp], rng: np.random.Generator) -> Floats:
-    """True log10 signal of each cell.
+def draw_signals(model: CellModel, population: NDArray[np.intp], rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """True log10 signal of each cell, and its maturation.
 
     Parameters
     ----------
@@ -188,40 +215,48 @@ def draw_signals(model: CellModel, population: NDArray[np.intp], rng: np.random.
 
     Returns
     -------
-    (rows, cells): markers in channel order, then FSC and SSC
+    (rows, cells) : markers in channel order, then FSC and SSC
+    (cells,) : maturation t (0 … 1), NaN off the course
     """
     rows, cells = model.mean.shape[0], len(population)
     means = model.mean[:, population]
+    maturation = np.full(cells, np.nan)
     on_course = np.flatnonzero(~np.isnan(model.stage[0, population]))
     if len(on_course):
         codes = population[on_course]
         point = model.stage[0, codes] + model.stage[1, codes] * rng.standard_normal(len(on_course))
         # Reflected at the ends, so that no cells pile up at exactly 0 or 1.
         point = np.clip(1.0 - np.abs(1.0 - np.abs(point)), 0.0, 1.0)
+        maturation[on_course] = point
         for row in range(rows):
-            base = np.interp(point, model.knots, model.course[row])
-            means[row, on_course] = np.maximum(means[row, on_course] + base, model.floor[row, codes])
-    signals = rng.standard_normal((rows, cells))
-    signals *= model.sd[:, population]
-    signals += means
+            means[row, on_course] += np.interp(point, model.knots, model.course[row])
+    absent: list[tuple[int, NDArray[np.intp]]] = []
     for code, modes in model.second_modes.items():
         index = np.flatnonzero(population == code)
         for mode in modes:
             hit = index[rng.random(len(index)) < mode.fraction]
             if mode.shift is None:
-                level, width = model.negative
-                signals[mode.row, hit] = level + width * rng.standard_normal(len(hit))
+                absent.append((mode.row, hit))
             else:
-                signals[mode.row, hit] += mode.shift
+                means[mode.row, hit] += mode.shift
+    if len(on_course):
+        means[:, on_course] = np.clip(means[:, on_course], model.floor[:, codes], model.ceiling[:, codes])
+    signals = rng.standard_normal((rows, cells))
+    signals *= model.sd[:, population]
+    signals += means
+    for row, hit in absent:
+        level, width = model.negative
+        signals[row, hit] = level + width * rng.standard_normal(len(hit))
     signals += model.cell_factor[:, None] * rng.standard_normal(cells)
-    return signals
+    return signals, maturation
 
 
 def _background(profile: Profile) -> tuple[Floats, Floats]:
     level, width = profile.defaults.negative
     mean, sd = np.full(len(profile.channel) + SCATTER_ROWS, level), np.full(len(profile.channel) + SCATTER_ROWS, width)
-    if profile.defaults.viability is not None:
-        for row, channel in enumerate(profile.channel):
-            if channel.viability:
-                mean[row], sd[row] = profile.defaults.viability
+    for row, channel in enumerate(profile.channel):
+        if channel.viability and profile.defaults.viability is not None:
+            mean[row], sd[row] = profile.defaults.viability
+        if channel.nuclear and profile.defaults.nuclear is not None:
+            mean[row], sd[row] = profile.defaults.nuclear
     return mean, sd

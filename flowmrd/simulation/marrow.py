@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmrd.errors import SettingsError
-from flowmrd.simulation.cells import CellModel, SecondMode
-from flowmrd.simulation.profile import Fraction, Leukemia, Profile, read_toml
+from flowmrd.simulation.cells import CellModel, SecondMode, keyed_streams
+from flowmrd.simulation.profile import Fraction, Leukemia, Profile, read_toml, specimen_markers
 
 AberrationRange = tuple[float, float, float]  # weight, low, high
 
@@ -96,52 +96,69 @@ def remaining_aberrations(
 
 
 def draw_immunophenotype(
-    leukemia: Leukemia, rng: np.random.Generator, *, hard: bool | None = None, left_out: tuple[str, ...] = ()
+    profile: Profile, rng: np.random.Generator, *, hard: bool | None = None, left_out: tuple[str, ...] = ()
 ) -> Immunophenotype:
     """Draw a patient's immunophenotype.
+
+    What a marker does comes from a stream of its own, so that two tubes of one patient mostly agree in the markers that
+    both hold (one of the two may need another try to come to its number of aberrations).
 
     Parameters
     ----------
     hard : forces or forbids a case of few weak aberrations; `None` draws it
     left_out : kinds of aberration that must not occur, see `remaining_aberrations`
     """
+    leukemia = profile.leukemia
+    assert leukemia is not None
     possible = remaining_aberrations(leukemia, left_out)
-    is_hard = bool(rng.random() < leukemia.hard_share) if hard is None else hard
-    low, high = (leukemia.hard_count, leukemia.hard_count) if is_hard else leukemia.count
     names = list(possible)
+    streams = keyed_streams(rng, names)
+    drawn_hard, has_mode, up = rng.random(3)
+    start, spread = float(rng.choice(leukemia.start)), round(float(rng.uniform(*leukemia.spread)), 4)
+    sd_factor = round(float(rng.uniform(*leukemia.sd_factor)), 4)
+    mode_fraction, mode_shift = rng.uniform(*leukemia.bimodal_fraction), rng.uniform(*leukemia.bimodal_shift)
+    is_hard = bool(drawn_hard < leukemia.hard_share) if hard is None else hard
+    scale = leukemia.hard_scale if is_hard else 1.0
+    shifts = {}
+    for name, stream in zip(names, streams, strict=True):
+        ranges = possible[name][1]
+        which, where = stream.random(2)
+        if ranges:
+            edges = np.cumsum([span[0] for span in ranges])
+            _, low, high = ranges[int(np.searchsorted(edges, which * edges[-1], side="right"))]
+            shifts[name] = round((low + (high - low) * float(where)) * scale, 4)
     chances = np.array([chance for chance, _ in possible.values()])
+    ranks = np.array([stream.random() for stream in streams])
     if is_hard:
         # As many as wanted, likelier ones first: the order of exponential races with rate = chance.
-        times = rng.exponential(1.0, len(names)) / np.maximum(chances, 1e-9)
-        chosen = sorted(np.argsort(times)[:high].tolist())
+        times = np.array([stream.exponential() for stream in streams]) / np.maximum(chances, 1e-9)
+        chosen = sorted(np.argsort(times)[: leukemia.hard_count].tolist())
     else:
-        chosen = []
-        while not low <= len(chosen) <= high:
-            chosen = np.flatnonzero(rng.random(len(names)) < chances).tolist()
-    shifts = {}
-    for index in chosen:
-        ranges = possible[names[index]][1]
-        weights = np.array([entry[0] for entry in ranges])
-        _, start, stop = ranges[int(rng.choice(len(ranges), p=weights / weights.sum()))]
-        shifts[names[index]] = round(float(rng.uniform(start, stop)) * (leukemia.hard_scale if is_hard else 1.0), 4)
+        chosen, (least, most) = [], leukemia.count
+        while not least <= len(chosen) <= most:
+            chosen = np.flatnonzero([s.random() < c for s, c in zip(streams, chances, strict=True)]).tolist()
+    shifts = {names[index]: shifts[names[index]] for index in chosen}
     bimodal = None
-    if rng.random() < leukemia.bimodal_share:
-        marker = str(rng.choice(list(shifts)))
-        sign = 1.0 if rng.random() < 0.5 else -1.0
-        scale = leukemia.hard_scale if is_hard else 1.0
+    if has_mode < leukemia.bimodal_share:
+        marker = names[min(chosen, key=lambda index: ranks[index])]
+        place = _level(profile, marker, start) + shifts[marker]
+        amount = scale * float(mode_shift)
+        room_up, room_down = leukemia.brightest - place, place - profile.defaults.negative[0]
+        upwards = room_up > room_down if min(room_up, room_down) < amount else up < 0.5
         bimodal = Bimodal(
-            marker=marker,
-            fraction=round(float(rng.uniform(*leukemia.bimodal_fraction)), 4),
-            shift=round(sign * scale * float(rng.uniform(*leukemia.bimodal_shift)), 4),
+            marker=marker, fraction=round(float(mode_fraction), 4), shift=round(amount if upwards else -amount, 4)
         )
     return Immunophenotype(
-        start=float(rng.choice(leukemia.start)),
-        spread=round(float(rng.uniform(*leukemia.spread)), 4),
-        sd_factor=round(float(rng.uniform(*leukemia.sd_factor)), 4),
-        shifts=shifts,
-        bimodal=bimodal,
-        hard=is_hard,
+        start=start, spread=spread, sd_factor=sd_factor, shifts=shifts, bimodal=bimodal, hard=is_hard
     )
+
+
+def _level(profile: Profile, marker: str, point: float) -> float:
+    """Normal log10 level of a marker at a point of the course."""
+    assert profile.course is not None
+    if marker not in profile.course.marker:
+        return profile.defaults.negative[0]
+    return float(np.interp(point, profile.course.knots, profile.course.marker[marker].mean))
 
 
 def load_immunophenotype(path: Path, profile: Profile) -> Immunophenotype:
@@ -149,7 +166,7 @@ def load_immunophenotype(path: Path, profile: Profile) -> Immunophenotype:
 
     Raises
     ------
-    SettingsError : unreadable, unknown keys, or a marker that the tube does not have
+    SettingsError : unreadable, unknown keys, an unknown marker, or none that the tube has
     """
     document: dict[str, Any]
     if path.suffix.lower() == ".json":
@@ -171,15 +188,40 @@ def load_immunophenotype(path: Path, profile: Profile) -> Immunophenotype:
         raise SettingsError(
             fault["msg"], source=str(path), where=where, hint="keys: start, spread, sd_factor, shifts, bimodal, hard"
         ) from error
-    for marker in (*phenotype.shifts, *([phenotype.bimodal.marker] if phenotype.bimodal else [])):
-        if marker not in profile.markers:
+    try:
+        for_tube(phenotype, profile)
+    except SettingsError as error:
+        raise SettingsError(error.message, source=str(path), where=error.where, hint=error.hint) from error
+    return phenotype
+
+
+def for_tube(phenotype: Immunophenotype, profile: Profile) -> Immunophenotype:
+    """What a tube sees of an immunophenotype: aberrations in markers that it does not hold are left away.
+
+    Raises
+    ------
+    SettingsError : a marker that neither the tube nor its specimen's document knows, or nothing left to see
+    """
+    markers = profile.markers
+    known = {*markers, *specimen_markers(profile)}
+    bimodal = phenotype.bimodal
+    for marker in (*phenotype.shifts, *([bimodal.marker] if bimodal else [])):
+        if marker not in known:
             raise SettingsError(
                 f"{marker!r} is not a marker of tube {profile.profile.tube!r}",
-                source=str(path),
                 where="shifts",
-                hint=f"one of: {', '.join(profile.markers)}",
+                hint=f"one of: {', '.join(markers)}",
             )
-    return phenotype
+    shifts = {marker: shift for marker, shift in phenotype.shifts.items() if marker in markers}
+    if phenotype.shifts and not shifts:
+        raise SettingsError(
+            f"tube {profile.profile.tube!r} holds none of {', '.join(phenotype.shifts)}",
+            where="shifts",
+            hint=f"one of: {', '.join(markers)}",
+        )
+    return phenotype.model_copy(
+        update={"shifts": shifts, "bimodal": bimodal if bimodal and bimodal.marker in markers else None}
+    )
 
 
 def draw_target_loss(leukemia: Leukemia, status: TargetStatus, rng: np.random.Generator) -> TargetLoss:
@@ -192,24 +234,31 @@ def draw_target_loss(leukemia: Leukemia, status: TargetStatus, rng: np.random.Ge
 
 
 def add_blasts(
-    model: CellModel, profile: Profile, phenotype: Immunophenotype, loss: TargetLoss, rng: np.random.Generator
+    model: CellModel,
+    profile: Profile,
+    phenotype: Immunophenotype,
+    loss: TargetLoss,
+    drift: Mapping[str, float],
+    rng: np.random.Generator,
 ) -> CellModel:
     """Model with the blasts as one more population, last in order.
 
-    They share the course's shifts of patient and batch, get their own small one, then the patient's aberrations.
+    They share the course's shifts of patient and batch, get their own small one, then the patient's aberrations and
+    what has changed since the diagnosis (`drift`, log10).
     """
     assert profile.leukemia is not None
     assert profile.course is not None
     markers = profile.markers
     first = len(profile.population)
     shift, sd = model.mean[:, first].copy(), model.sd[:, first].copy()
-    shift[: len(markers)] += rng.normal(0.0, profile.variation.patient_population, len(markers))
-    sd[: len(markers)] *= [1.0 if channel.viability else phenotype.sd_factor for channel in profile.channel]
-    for marker, amount in phenotype.shifts.items():
+    shift[: len(markers)] += [s.normal(0.0, profile.variation.patient_population) for s in keyed_streams(rng, markers)]
+    sd[: len(markers)] *= [1.0 if c.viability or c.nuclear else phenotype.sd_factor for c in profile.channel]
+    for marker, amount in (*phenotype.shifts.items(), *drift.items()):
         shift[markers.index(marker)] += amount
     target = markers.index(profile.leukemia.target.marker)
     shift[target] += loss.shift
     floor = np.append(np.full(len(markers), profile.defaults.negative[0]), [-np.inf, -np.inf])
+    ceiling = np.append(np.full(len(markers), profile.leukemia.brightest), [np.inf, np.inf])
     modes = []
     if phenotype.bimodal is not None:
         row = markers.index(phenotype.bimodal.marker)
@@ -224,5 +273,6 @@ def add_blasts(
         sd=np.column_stack([model.sd, sd]),
         stage=np.column_stack([model.stage, [phenotype.start, phenotype.spread]]),
         floor=np.column_stack([model.floor, floor]),
+        ceiling=np.column_stack([model.ceiling, ceiling]),
         second_modes={**model.second_modes, code: tuple(modes)},
     )

@@ -1,7 +1,9 @@
 """A tube's profile: every number of the forward model, read from TOML and cross-checked once.
 
 `profiles/instrument.toml` is the base, `profiles/<tube>.toml` lies over it, a user's file lies over both. Tables merge
-key by key; lists replace lists. Nothing here knows a marker or a population by name.
+key by key; lists replace lists. A tube may name a specimen document (`base`) between the first two: the cell types of
+that specimen with all markers known for them, of which the tube takes those that it has a channel for. Nothing here
+knows a marker or a population by name.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from flowmrd.errors import SettingsError
 
 _BASE = "instrument"
-_DOCUMENTS = ("instrument", "demo-subject")  # TOML files of the folder that are not tubes
+_DOCUMENTS = ("instrument", "marrow", "demo-subject")  # TOML files of the folder that are not tubes
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
@@ -33,11 +35,12 @@ class _Document(BaseModel):
 
 
 class Identity(_Document):
-    """Which tube, which version of its numbers, and what specimen it is stained on."""
+    """Which tube, which version of its numbers, what specimen it is stained on, and which document describes that."""
 
     tube: str
     version: str
     specimen_type: str
+    base: str = ""
 
 
 class DetectorChannel(_Document):
@@ -47,7 +50,8 @@ class DetectorChannel(_Document):
     pnn: str
     autofluorescence: PositiveFloat
     voltage: int
-    viability: bool = False
+    viability: bool = False  # a dye that enters dead cells
+    nuclear: bool = False  # a dye that stains nuclei: all cells, but no anucleate events
     target: str = ""  # "car": the reagent whose background and positives the [car] table describes
 
 
@@ -137,6 +141,15 @@ class Dead(_Document):
     dye: Pair
     fsc_factor: Pair
     background: Pair
+    nuclear_factor: Pair
+
+
+class Anucleate(_Document):
+    """Red cells, ghosts and platelets, in tubes whose nuclear dye tells them apart: no nucleus, no antigen."""
+
+    share: FractionPair
+    fsc: Pair
+    ssc: Pair
 
 
 class Doublet(_Document):
@@ -152,6 +165,7 @@ class Artefacts(_Document):
     debris: Debris
     dead: Dead
     doublet: Doublet
+    anucleate: Anucleate
 
 
 class Variation(_Document):
@@ -176,6 +190,7 @@ class Defaults(_Document):
     fsc_sd: float
     ssc_sd: float
     viability: Pair | None = None
+    nuclear: Pair | None = None
 
 
 class Population(_Document):
@@ -209,13 +224,14 @@ class Course(_Document):
 
 
 class Scenario(_Document):
-    """Shares of nucleated live single cells, by group."""
+    """Shares of nucleated live single cells, by group; `blasts` is the level drawn where none is asked for."""
 
     base: str = ""
     share: Mapping[str, float]
     forced: Mapping[str, FractionPair] = {}
     dominant: Mapping[str, FractionPair] = {}
     split: Mapping[str, Mapping[str, float]] = {}
+    blasts: FractionPair | None = None
 
 
 class Aberration(_Document):
@@ -247,6 +263,7 @@ class Leukemia(_Document):
     bimodal_share: Fraction
     bimodal_fraction: FractionPair
     bimodal_shift: Pair
+    brightest: float  # log10: no antigen is denser than that, however it is shifted
     aberration: Mapping[str, Aberration]
     target: TargetAntigen
 
@@ -334,6 +351,18 @@ def packaged_document(name: str) -> str:
     return entry.read_text(encoding="utf-8")
 
 
+def load_instrument() -> Instrument:
+    """Numbers of the shipped analyser."""
+    return Instrument.model_validate(tomllib.loads(packaged_document(_BASE))["instrument"])
+
+
+def specimen_markers(profile: Profile) -> tuple[str, ...]:
+    """Markers that leukemia can change in the specimen of a tube, whether the tube holds them or not."""
+    if not profile.profile.base:
+        return ()
+    return tuple(tomllib.loads(packaged_document(profile.profile.base))["leukemia"]["aberration"])
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """TOML file as a mapping.
 
@@ -364,10 +393,18 @@ def load_profile(tube: str, *, override: Path | None = None) -> LoadedProfile:
     """
     if tube not in tube_ids():
         raise SettingsError(f"unknown tube {tube!r}", where="tube", hint=f"one of: {', '.join(tube_ids())}")
-    document = _merged(tomllib.loads(packaged_document(_BASE)), tomllib.loads(packaged_document(tube)))
-    source = f"{tube}.toml"
+    own, source = tomllib.loads(packaged_document(tube)), f"{tube}.toml"
     if override is not None:
-        document, source = _merged(document, read_toml(override)), str(override)
+        own, source = _merged(own, read_toml(override)), str(override)
+    document = tomllib.loads(packaged_document(_BASE))
+    specimen = own["profile"].get("base")
+    if specimen:
+        channels = own.get("channel", [])
+        markers = (
+            {row.get("marker") for row in channels if isinstance(row, dict)} if isinstance(channels, list) else set()
+        )
+        document = _merged(document, _of_markers(tomllib.loads(packaged_document(specimen)), markers))
+    document = _merged(document, own)
     try:
         profile = Profile.model_validate(document)
     except ValidationError as error:
@@ -381,6 +418,21 @@ def load_profile(tube: str, *, override: Path | None = None) -> LoadedProfile:
     if len(errors) == 1:
         raise errors[0]
     raise ExceptionGroup(f"{source}: {len(errors)} faults", errors)
+
+
+def _of_markers(specimen: dict[str, Any], markers: set[Any]) -> dict[str, Any]:
+    """Specimen document with these markers only."""
+
+    def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {marker: value for marker, value in table.items() if marker in markers}
+
+    result = {**specimen, "course": {**specimen["course"], "marker": kept(specimen["course"]["marker"])}}
+    result["population"] = {
+        name: {**population, "marker": kept(population["marker"])}
+        for name, population in specimen["population"].items()
+    }
+    result["leukemia"] = {**specimen["leukemia"], "aberration": kept(specimen["leukemia"]["aberration"])}
+    return result
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,6 +470,8 @@ def _cross_check(profile: Profile) -> Iterator[tuple[str, str]]:
     for name, scenario in profile.scenario.items():
         if scenario.base and (scenario.base not in profile.scenario or profile.scenario[scenario.base].base):
             yield f"scenario.{name}", f"base {scenario.base!r} must be a scenario without a base"
+        if scenario.blasts and profile.leukemia is None:
+            yield f"scenario.{name}", "blasts need leukemia in the profile"
         for group in (*scenario.share, *scenario.forced, *scenario.dominant, *scenario.split):
             if group not in profile.group:
                 yield f"scenario.{name}", f"{group!r} is not a group"

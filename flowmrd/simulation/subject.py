@@ -13,8 +13,9 @@ import io
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmrd.errors import SettingsError
 from flowmrd.simulation.acquisition import SIMULATOR_VERSION as _VERSION
-from flowmrd.simulation.acquisition import (
-    ChannelSet,
-    Parameters,
-    PhenotypeDraw,
-    check_parameters,
-    parameter_record,
-    simulate,
-)
-from flowmrd.simulation.marrow import Immunophenotype, TargetStatus
-from flowmrd.simulation.profile import load_profile, packaged_document, read_toml
+from flowmrd.simulation.acquisition import Parameters, check_parameters, parameter_record, simulate
+from flowmrd.simulation.profile import load_instrument, load_profile, packaged_document, read_toml
 from flowmrd.simulation.writing import ByteOrder, DataType, WrittenFiles, write_simulated, written_files
 
 MANIFEST_NAME = "manifest.csv"
@@ -78,7 +71,10 @@ MANIFEST_COLUMNS = (
 
 
 class Visit(BaseModel):
-    """One acquisition of a subject document, defaults of `[subject]` filled in."""
+    """One acquisition of a subject document, defaults of `[subject]` filled in.
+
+    Keys of the document that are not named here are those of `Parameters`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -86,32 +82,22 @@ class Visit(BaseModel):
     pseudonym: str
     study_day: int
     timepoint: str = ""
-    tube: str = "ball-mrd-10c"
-    events: int = 100_000
-    blasts: float = 0.0
-    scenario: str = "normal"
-    phenotype: Immunophenotype | PhenotypeDraw = PhenotypeDraw.RANDOM
-    cd19: TargetStatus = TargetStatus.POSITIVE
-    batch: float = 1.0
-    lab: str = ""
-    car: float = 0.0
-    beads: bool | None = None
-    fmo: bool = False
-    channels: ChannelSet = ChannelSet.FULL
-    patient_seed: int | None = None
     infusion_date: dt.date | None = None
-    profile: str = ""
     datatype: DataType = DataType.FLOAT
     byte_order: ByteOrder = ByteOrder.LITTLE
     manifest: Mapping[str, str | int | float] = {}
+    parameters: Parameters
+
+
+_VISIT_KEYS = set(Visit.model_fields) - {"parameters"}
+_PARAMETER_KEYS = {entry.name for entry in fields(Parameters)} - {"date"}  # the date follows from `study_day`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectDocument:
-    """Visits in document order, and the folder that relative paths in it refer to."""
+    """Visits in document order."""
 
     visits: tuple[Visit, ...]
-    folder: Path
 
 
 def load_subject(path: Path) -> SubjectDocument:
@@ -135,6 +121,7 @@ def write_subject(
     out: Path,
     *,
     reuse: Path | None = None,
+    jobs: int = 1,
     report: Callable[[str], None] | None = None,
 ) -> Path:
     """Write every visit's files and `manifest.csv`.
@@ -144,6 +131,7 @@ def write_subject(
     out : folder, made if it does not exist
     reuse : folder with files of an earlier simulation: a visit whose file is there, made with the same seed, parameters
         and simulator, is referred to instead of being made again
+    jobs : processes; the bytes do not depend on it
     report : called with one line for each visit
 
     Returns
@@ -154,39 +142,88 @@ def write_subject(
     ------
     SettingsError : a visit's parameter is out of range (nothing is written then), or the folder cannot be written
     """
-    cases = [(visit, parameters_of(visit, document.folder)) for visit in document.visits]
-    for visit, parameters in cases:  # all of them before the first file
+    for visit in document.visits:  # all of them before the first file
         try:
-            check_parameters(parameters, visit.seed)
+            check_parameters(visit.parameters, visit.seed)
         except SettingsError as error:
             raise SettingsError(
                 error.message, source=error.source, where=f"visit {visit.name}, {error.where}", hint=error.hint
             ) from error
+    found = {visit.name: _reusable(visit, reuse) if reuse is not None else None for visit in document.visits}
     rows = []
-    for visit, parameters in cases:
-        found = _reusable(visit, parameters, reuse) if reuse is not None else None
-        files = found or write_simulated(
-            simulate(parameters, visit.seed),
-            out,
-            visit.name,
-            datatype=visit.datatype,
-            byte_order=visit.byte_order,
-        )
-        if report is not None:
-            report(f"{visit.pseudonym} {visit.timepoint or visit.name}: {files.fcs}{' (as it was)' if found else ''}")
-        rows.append(_row(visit, files, out))
+    with _mapper(jobs) as apply:
+        made = apply(_written, [(visit, out) for visit in document.visits if found[visit.name] is None])
+        for visit in document.visits:
+            have = found[visit.name]
+            files = have or next(made)
+            if report is not None:
+                suffix = " (as it was)" if have else ""
+                report(f"{visit.pseudonym} {visit.timepoint or visit.name}: {files.fcs}{suffix}")
+            rows.append(_row(visit, files, out))
     columns = [column for column in MANIFEST_COLUMNS if any(row.get(column) not in {None, ""} for row in rows)]
+    return write_table(out / MANIFEST_NAME, columns, rows)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write a CSV table.
+
+    Raises
+    ------
+    SettingsError : it cannot be written
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    path = out / MANIFEST_NAME
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"cannot be written: {error.strerror or error}", source=str(path)) from error
     return path
+
+
+def visit_of(row: Mapping[str, Any], *, source: str, where: str, folder: Path) -> Visit:
+    """Check one visit.
+
+    Parameters
+    ----------
+    row : keys of `Visit` and of `Parameters`
+    source, where : what messages say
+    folder : what a relative `profile` refers to
+
+    Raises
+    ------
+    SettingsError : one faulty value
+    ExceptionGroup : several
+    """
+    own = {key: value for key, value in row.items() if key in _VISIT_KEYS}
+    rest = {key: value for key, value in row.items() if key in _PARAMETER_KEYS}
+    errors = []
+    try:
+        visit = Visit.model_validate({**own, "parameters": rest})
+    except ValidationError as error:
+        for fault in error.errors():
+            steps = [str(step) for step in fault["loc"] if step not in {"parameters", "Parameters"}]
+            errors.append(SettingsError(fault["msg"], source=source, where=f"{where}, {'.'.join(steps)}"))
+    errors.extend(
+        SettingsError("unknown key", source=source, where=f"{where}, {key}") for key in row if key not in (*own, *rest)
+    )
+    errors.extend(
+        SettingsError(f"unknown manifest column {column!r}", source=source, where=f"{where}, manifest")
+        for column in row.get("manifest", {})
+        if column not in MANIFEST_COLUMNS
+    )
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(f"{source}, {where}: {len(errors)} faults", errors)
+    parameters = visit.parameters
+    if parameters.profile is not None:
+        parameters = replace(parameters, profile=folder / parameters.profile)
+    infusion = visit.infusion_date or dt.date.fromisoformat(load_instrument().date)
+    parameters = replace(parameters, date=infusion + dt.timedelta(days=visit.study_day))
+    return visit.model_copy(update={"parameters": parameters})
 
 
 def _document(document: Mapping[str, Any], *, source: str, folder: Path) -> SubjectDocument:
@@ -196,60 +233,70 @@ def _document(document: Mapping[str, Any], *, source: str, folder: Path) -> Subj
     defaults, rows = document.get("subject", {}), document.get("visit", [])
     if not isinstance(defaults, dict) or not isinstance(rows, list) or not rows:
         raise SettingsError("expected a table [subject] and at least one [[visit]]", source=source)
+    merged = [
+        {**defaults, **row, "manifest": {**defaults.get("manifest", {}), **row.get("manifest", {})}} for row in rows
+    ]
+    places = [f"visit {number}" for number in range(1, len(rows) + 1)]
+    return document_of(merged, source=source, places=places, folder=folder)
+
+
+def document_of(
+    rows: Sequence[Mapping[str, Any]], *, source: str, places: Sequence[str], folder: Path
+) -> SubjectDocument:
+    """Check all visits of a document.
+
+    Raises
+    ------
+    SettingsError : one fault
+    ExceptionGroup : several
+    """
     visits: list[Visit] = []
     errors: list[SettingsError] = []
-    for number, row in enumerate(rows, start=1):
-        merged = {**defaults, **row, "manifest": {**defaults.get("manifest", {}), **row.get("manifest", {})}}
+    for where, row in zip(places, rows, strict=True):
         try:
-            visit = Visit.model_validate(merged)
-        except ValidationError as error:
-            errors.extend(
-                SettingsError(
-                    fault["msg"], source=source, where=f"visit {number}, {'.'.join(str(s) for s in fault['loc'])}"
-                )
-                for fault in error.errors()
-            )
+            visit = visit_of(row, source=source, where=where, folder=folder)
+        except SettingsError as error:
+            errors.append(error)
             continue
-        errors.extend(
-            SettingsError(f"unknown manifest column {column!r}", source=source, where=f"visit {number}, manifest")
-            for column in visit.manifest
-            if column not in MANIFEST_COLUMNS
-        )
+        except ExceptionGroup as group:
+            errors.extend(error for error in group.exceptions if isinstance(error, SettingsError))
+            continue
         if visit.name in {other.name for other in visits}:
-            errors.append(SettingsError(f"name {visit.name!r} occurs twice", source=source, where=f"visit {number}"))
+            errors.append(SettingsError(f"name {visit.name!r} occurs twice", source=source, where=where))
         visits.append(visit)
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise ExceptionGroup(f"{source}: {len(errors)} faults", errors)
-    return SubjectDocument(visits=tuple(visits), folder=folder)
+    return SubjectDocument(visits=tuple(visits))
 
 
-def parameters_of(visit: Visit, folder: Path) -> Parameters:
-    """Simulation parameters of a visit; `folder` is what a relative `profile` refers to."""
-    profile = folder / visit.profile if visit.profile else None
-    loaded = load_profile(visit.tube, override=profile).profile
-    infusion = visit.infusion_date or dt.date.fromisoformat(loaded.instrument.date)
-    return Parameters(
-        tube=visit.tube,
-        events=visit.events,
-        blasts=visit.blasts,
-        scenario=visit.scenario,
-        phenotype=visit.phenotype,
-        cd19=visit.cd19,
-        batch=visit.batch,
-        lab=visit.lab,
-        car=visit.car,
-        beads=visit.beads,
-        fmo=visit.fmo,
-        channels=visit.channels,
-        patient_seed=visit.patient_seed,
-        date=infusion + dt.timedelta(days=visit.study_day),
-        profile=profile,
+@contextmanager
+def _mapper(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map` in this process or over several; results come in order."""
+    if jobs <= 1:
+        yield map
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _written(task: tuple[Visit, Path]) -> WrittenFiles:
+    visit, out = task
+    return write_simulated(
+        simulate(visit.parameters, visit.seed),
+        out,
+        visit.name,
+        datatype=visit.datatype,
+        byte_order=visit.byte_order,
     )
 
 
-def _reusable(visit: Visit, parameters: Parameters, folder: Path) -> WrittenFiles | None:
+def _reusable(visit: Visit, folder: Path) -> WrittenFiles | None:
+    parameters = visit.parameters
     files = written_files(folder, visit.name)
     if not files.fcs.is_file() or not files.truth.is_file():
         return None
@@ -259,7 +306,7 @@ def _reusable(visit: Visit, parameters: Parameters, folder: Path) -> WrittenFile
             truth["simulator_version"] == _VERSION
             and truth["seed"] == visit.seed
             and truth["parameters"] == parameter_record(parameters)
-            and truth["profile"]["sha256"] == load_profile(visit.tube, override=parameters.profile).digest
+            and truth["profile"]["sha256"] == load_profile(parameters.tube, override=parameters.profile).digest
             and truth["file"] == {"datatype": visit.datatype.value, "byte_order": visit.byte_order.value}
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -269,13 +316,14 @@ def _reusable(visit: Visit, parameters: Parameters, folder: Path) -> WrittenFile
 
 def _row(visit: Visit, files: WrittenFiles, out: Path) -> dict[str, object]:
     truth = json.loads(files.truth.read_text(encoding="utf-8"))
+    tube = visit.parameters.tube
     row: dict[str, object] = {
         "accession": f"{visit.pseudonym}-{visit.timepoint or visit.name}",
         "patient_pseudonym": visit.pseudonym,
-        "specimen_type": load_profile(visit.tube).profile.profile.specimen_type,
+        "specimen_type": load_profile(tube).profile.profile.specimen_type,
         "timepoint": visit.timepoint,
         "study_day": visit.study_day,
-        "tube": visit.tube,
+        "tube": tube,
         "fcs_filename": Path(os.path.relpath(files.fcs, out)).as_posix(),
         "fcs_sha256": hashlib.sha256(files.fcs.read_bytes()).hexdigest(),
     }

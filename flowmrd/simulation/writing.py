@@ -87,10 +87,13 @@ def labels_frame(labels: Labels) -> pl.DataFrame:
 
     Returns
     -------
-    population : the cell type of a live single cell, else what the event is (debris, dead, doublet, bead)
-    kind : cell, debris, dead, doublet or bead
+    event : place in the file, from 0
+    population : the cell type of a live single cell, else what the event is (debris, dead, doublet, bead, anucleate)
+    kind : cell, debris, dead, doublet, bead or anucleate
     source, partner : cell types that the event comes from, empty where there is none
     blast, car : live single blasts, live single CAR+ cells
+    stage : stage of the maturation course: a normal cell's own, the nearest one of a blast; empty off the course
+    maturation : place on the course (0 … 1) of a live single cell, missing off the course
     """
     import polars as pl
 
@@ -101,12 +104,15 @@ def labels_frame(labels: Labels) -> pl.DataFrame:
     population = np.where(labels.kind == KINDS.index(Kind.CELL), labels.source.astype(np.int64) + len(kinds), kind)
     return pl.DataFrame(
         {
+            "event": np.arange(len(kind), dtype=np.uint32),
             "population": _words(population, words),
             "kind": _words(kind, kinds),
             "source": _words(labels.source + 1, ["", *labels.names]),
             "partner": _words(labels.partner + 1, ["", *labels.names]),
             "blast": labels.blast,
             "car": labels.car,
+            "stage": _words(labels.stage + 1, ["", *labels.stages]),
+            "maturation": pl.Series(labels.maturation, nan_to_null=True),
         }
     )
 

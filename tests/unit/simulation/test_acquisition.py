@@ -65,7 +65,7 @@ def test_artefacts_are_in_the_range_of_a_routine_sample(case: Simulated) -> None
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-@pytest.mark.parametrize("phenotype", [PhenotypeDraw.RANDOM, PhenotypeDraw.HARD])
+@pytest.mark.parametrize("phenotype", list(PhenotypeDraw))
 def test_plain_clean_up_gates_remove_artefacts_and_lose_under_three_percent_of_blasts(
     seed: int, phenotype: PhenotypeDraw
 ) -> None:

@@ -9,7 +9,8 @@ from flowmrd.errors import SettingsError
 from flowmrd.simulation import Parameters, PhenotypeDraw, load_profile, simulate, simulate_case
 from flowmrd.simulation.marrow import draw_immunophenotype, remaining_aberrations
 
-LEUKEMIA = load_profile("ball-mrd-10c").profile.leukemia
+PROFILE = load_profile("ball-mrd-10c").profile
+LEUKEMIA = PROFILE.leukemia
 
 
 def test_a_case_has_the_values_that_the_file_would_have() -> None:
@@ -52,7 +53,7 @@ def test_left_out_aberrations_are_never_drawn() -> None:
     left_out = ("CD58", "CD10 up", "CD38 down")
     for hard in (False, True):
         for _ in range(300):
-            drawn = draw_immunophenotype(LEUKEMIA, rng, hard=hard, left_out=left_out)
+            drawn = draw_immunophenotype(PROFILE, rng, hard=hard, left_out=left_out)
             assert not {"CD58", "CD38"} & set(drawn.shifts)
             assert drawn.shifts.get("CD10", -1.0) < 0
     assert remaining_aberrations(LEUKEMIA, ())["CD10"][1] == list(LEUKEMIA.aberration["CD10"].range)

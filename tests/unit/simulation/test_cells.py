@@ -86,5 +86,5 @@ def test_an_unknown_scenario_names_the_tubes_own() -> None:
         simulate(Parameters(scenario="peak"), 1)
     assert str(caught.value) == (
         "scenario: tube 'ball-mrd-10c' has no scenario 'peak' "
-        "(one of: normal, induction, regenerating, aplasia, recovery, hemodilute)"
+        "(one of: normal, induction, regenerating, aplasia, recovery, hemodilute, diagnosis)"
     )

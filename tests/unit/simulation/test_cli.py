@@ -39,7 +39,7 @@ def test_a_phenotype_file_is_used(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--blasts", "2"], "error: blasts: expected a fraction between 0 and 1 (1e-4 is 0.01 %), got 2.0"),
-        (["--tube", "x"], "error: tube: unknown tube 'x' (one of: ball-mrd-10c, cart-persistence, tbnk)"),
+        (["--tube", "x"], "error: tube: unknown tube 'x' (one of: aieop-bfm-syto, ball-mrd-10c"),
         (["--scenario", "x", "--tube", "tbnk"], "error: scenario: tube 'tbnk' has no scenario 'x'"),
         (["--phenotype", "x"], "error: --phenotype: no file 'x' (random, hard, or a TOML/JSON file)"),
         (["--cd19", "x"], "Error: Invalid value for '--cd19': 'x' is not one of"),

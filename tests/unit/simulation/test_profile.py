@@ -12,8 +12,9 @@ from flowmrd.simulation import Parameters, load_profile, simulate, tube_ids
 SCENARIOS = [(tube, scenario) for tube in tube_ids() for scenario in load_profile(tube).profile.scenario]
 
 
-def test_the_three_tubes_ship() -> None:
-    assert tube_ids() == ("ball-mrd-10c", "cart-persistence", "tbnk")
+def test_a_profile_ships_for_every_template() -> None:
+    templates = Path(__file__).resolve().parents[3] / "gating_templates"
+    assert tube_ids() == tuple(sorted(path.stem for path in templates.glob("*.toml")))
 
 
 @pytest.mark.parametrize(("tube", "scenario"), SCENARIOS)
@@ -26,7 +27,7 @@ def test_every_scenario_of_every_tube_simulates(tube: str, scenario: str) -> Non
 def test_an_unknown_tube_names_the_known_ones() -> None:
     with pytest.raises(SettingsError) as caught:
         load_profile("ball-mrd-99c")
-    assert str(caught.value) == ("tube: unknown tube 'ball-mrd-99c' (one of: ball-mrd-10c, cart-persistence, tbnk)")
+    assert str(caught.value) == ("tube: unknown tube 'ball-mrd-99c' (one of: " + ", ".join(tube_ids()) + ")")
 
 
 def test_an_override_changes_one_number_and_the_digest(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from flowmrd.errors import SettingsError
 from flowmrd.fcs import Verdict, read_fcs
-from flowmrd.simulation import ByteOrder, DataType, Parameters, Simulated, simulate, write_simulated
+from flowmrd.simulation import SIMULATOR_VERSION, ByteOrder, DataType, Parameters, Simulated, simulate, write_simulated
 
 CASE = Parameters(events=5000, blasts=0.05)
 
@@ -68,13 +68,17 @@ def test_the_same_case_gives_the_same_bytes_in_all_three_files(case: Simulated, 
 def test_labels_are_one_row_an_event_in_file_order(case: Simulated, tmp_path: Path) -> None:
     labels = pl.read_parquet(write_simulated(case, tmp_path, "one").labels)
     assert labels.schema == {
+        "event": pl.UInt32,
         "population": pl.String,
         "kind": pl.String,
         "source": pl.String,
         "partner": pl.String,
         "blast": pl.Boolean,
         "car": pl.Boolean,
+        "stage": pl.String,
+        "maturation": pl.Float32,
     }
+    assert (labels["event"].to_numpy() == np.arange(5000)).all()
     assert labels.height == 5000
     assert (labels["blast"].to_numpy() == case.labels.blast).all()
     blasts = labels.filter(pl.col("blast"))
@@ -104,7 +108,7 @@ def test_the_truth_is_json_beside_the_file(case: Simulated, tmp_path: Path) -> N
     assert truth["parameters"]["blasts"] == 0.05
     assert truth["mrd"]["blasts"] == case.labels.blast.sum()
     assert truth["file"] == {"datatype": "int", "byte_order": "little"}
-    assert truth["simulator_version"] == "1.0.0"
+    assert truth["simulator_version"] == SIMULATOR_VERSION
 
 
 @pytest.mark.parametrize("stem", ["", "../one", "a/b", ".one"])
