@@ -13,27 +13,17 @@ from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.template import GatingTemplate, find_template
 from flowmrd.simulation import Parameters, simulate, write_simulated
 
-TUBES = Path(__file__).with_name("tubes")
-# Template → what simulates a file of its tube. The EuroFlow and post-CD19 tubes are the marrow tube with markers added.
+# What simulates a file for each template.
 RECIPES: Mapping[str, Mapping[str, object]] = {
-    "ball-mrd-10c": {"tube": "ball-mrd-10c", "scenario": "normal", "blasts": 0.01},
-    "ball-mrd-post-cd19": {
-        "tube": "ball-mrd-10c",
-        "scenario": "normal",
-        "blasts": 0.01,
-        "profile": TUBES / "post-cd19-13c.toml",
-    },
-    "euroflow-bcp-mrd-1": {
-        "tube": "ball-mrd-10c",
-        "scenario": "normal",
-        "blasts": 0.01,
-        "profile": TUBES / "euroflow-8c.toml",
-    },
-    "euroflow-bcp-mrd-2": {
-        "tube": "ball-mrd-10c",
-        "scenario": "normal",
-        "blasts": 0.01,
-        "profile": TUBES / "euroflow-8c.toml",
+    **{
+        tube: {"tube": tube, "scenario": "normal", "blasts": 0.01}
+        for tube in (
+            "aieop-bfm-syto",
+            "ball-mrd-10c",
+            "ball-mrd-post-cd19",
+            "euroflow-bcp-mrd-1",
+            "euroflow-bcp-mrd-2",
+        )
     },
     "tbnk": {"tube": "tbnk", "scenario": "normal", "beads": True},
     "cart-persistence": {"tube": "cart-persistence", "scenario": "normal", "car": 0.1},

@@ -26,6 +26,7 @@ Make = Callable[..., Path]
 GateFile = Callable[..., tuple[EventSource, GatingResult]]
 
 SIMULATED = (
+    "aieop-bfm-syto",
     "ball-mrd-10c",
     "ball-mrd-post-cd19",
     "euroflow-bcp-mrd-1",
