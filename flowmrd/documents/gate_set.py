@@ -87,7 +87,7 @@ class GateSet(_Document):
     """
 
     gate_set: GateSetHead
-    override: tuple[GateSetOverride, ...] = Field(min_length=1, strict=False)
+    override: tuple[GateSetOverride, ...] = Field(default=(), strict=False)
     path: Path
     digest: str
     documents: Mapping[str, str] = Field(default_factory=dict)
@@ -133,6 +133,8 @@ def load_gate_set(path: Path, *, error: type[InputError]) -> GateSet:
 
 def _faults(read: GateSet, path: Path, error: type[InputError], digests: dict[str, str]) -> Iterator[InputError]:
     """Check what the models cannot: overrides against each other and the head, and the documents' digests."""
+    if not read.override:
+        yield error("expected at least one gate; got none", source=path.name, where="override")
     seen: set[str] = set()
     for number, one in enumerate(read.override):
         key = f"override[{number}] ({one.population})"
