@@ -231,10 +231,10 @@ def test_memory_subsets_split_the_car_t_cells_completely(make_tube: Make, gate_f
 
 
 def test_every_gate_that_looks_for_a_reference_has_an_answer_when_there_is_none() -> None:
-    for name in SIMULATED:
+    # The SYTO tube's rulers and gates on optional markers are skipped with a finding instead.
+    for name in sorted(set(SIMULATED) - {"aieop-bfm-syto"}):
         for row in find_template(name).population:
             if row.method in {"valley", "reference", "tail", "mixture_cut"} and row.kind != "clean_up":
                 tail = row.choices[-1].method
-                # The SYTO tube's `lymphocytes` is the ruler itself: the gates that measure by it have answers without.
-                without = {"cd79a", "blasts_cd19_pos", "blasts_cd22_pos", "lymphocytes"}
+                without = {"cd79a", "blasts_cd19_pos", "blasts_cd22_pos"}
                 assert tail == "interval" or row.name in without, (name, row.name)
