@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,12 @@ from flowmrd.cli import EXIT_SOME_FAILED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flowmrd.cytometry.events import EventSource
     from flowmrd.errors import QcFinding
     from flowmrd.fcs import FcsFile
     from flowmrd.foreign import CountRow
     from flowmrd.gating.interop.document import ForeignStrategy
+    from flowmrd.gating.template import GatingTemplate
 
 _DOCUMENT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -28,24 +30,55 @@ def command() -> None:
 
 @command.command()
 @click.argument("document")
-@click.option("--to", "target", required=True, type=click.Choice(["template", "gatingml"]), help="What to write.")
+@click.option(
+    "--to", "target", required=True, type=click.Choice(["template", "gatingml", "gate-set"]), help="What to write."
+)
 @click.option("--out", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option("--fcs", "fcs_path", type=_DOCUMENT, help="File to convert for; workspaces hold the gates of many.")
 @click.option("--tube", help="The tube or sample of the document, where the file's name does not say.")
 @click.option("--dataset", type=click.IntRange(1), help="Data set to read in files that hold several.")
+@click.option("--template", "-t", help="With --to gate-set: the template whose gates are replaced.")
+@click.option("--subject", help="With --to gate-set: `patient_pseudonym` of the manifest.")
+@click.option("--author", help="With --to gate-set: who drew the gates.")
+@click.option("--date", type=click.DateTime(["%Y-%m-%d"]), help="With --to gate-set: when; by default today.")
+@click.option("--source", help="With --to gate-set: from which acquisition; by default the document's name.")
+@click.option("--reason", help="With --to gate-set: why the template's gates do not serve.")
+@click.option(
+    "--gate",
+    "pairs",
+    multiple=True,
+    metavar="POPULATION=NAME",
+    help="With --to gate-set: take this gate for that population; by default those whose names agree.",
+)
 def convert(
-    document: str, target: str, out: Path, fcs_path: Path | None, tube: str | None, dataset: int | None
+    document: str,
+    target: str,
+    out: Path,
+    fcs_path: Path | None,
+    tube: str | None,
+    dataset: int | None,
+    **about: Any,
 ) -> None:
-    """Convert DOCUMENT to a flowmrd template, or to Gating-ML 2.0.
+    """Convert DOCUMENT to a flowmrd template, to Gating-ML 2.0, or to a subject's gate set.
 
     DOCUMENT is a file of another program; with --to gatingml also a template (id or .toml), whose gates are placed on
-    the file of --fcs. What cannot be carried over is listed, and the exit code is 3.
+    the file of --fcs. A gate set takes gates from DOCUMENT by name. What cannot be carried over is listed, and the exit
+    code is 3.
     """
     from flowmrd.fcs import read_fcs
 
+    if target != "gate-set" and (given := [name for name, value in about.items() if value]):
+        named = ", ".join("--gate" if name == "pairs" else f"--{name}" for name in given)
+        raise click.UsageError(f"{named}: only with --to gate-set")
     fcs = None if fcs_path is None else read_fcs(fcs_path, dataset=dataset)
     if target == "template" and _is_opencyto(Path(document)):
         if not _methods_to_template(Path(document), out):
+            sys.exit(EXIT_SOME_FAILED)
+        return
+    if target == "gate-set":
+        if not Path(document).is_file() or document.endswith(".toml"):
+            raise click.UsageError(f"{document}: --to gate-set takes a file of another program")
+        if not _to_gate_set(Path(document), _strategy(document, fcs, tube), out, fcs, tube, about):
             sys.exit(EXIT_SOME_FAILED)
         return
     strategy = _strategy(document, fcs, tube)
@@ -61,6 +94,60 @@ def convert(
         complete = _to_template(strategy, out, fcs)
     if not complete:
         sys.exit(EXIT_SOME_FAILED)
+
+
+def _to_gate_set(
+    document: Path, strategy: ForeignStrategy, out: Path, fcs: FcsFile | None, tube: str | None, about: dict[str, Any]
+) -> bool:
+    """Write a gate set; with a file at hand, check that its gates can stand on the template's scales."""
+    import datetime as dt
+    import os
+
+    from flowmrd.fcs import file_sha256
+    from flowmrd.gating.interop.as_gate_set import gate_set_text, match_gates
+    from flowmrd.gating.interop.onto_template import onto_template
+    from flowmrd.gating.template import find_template
+
+    if missing := [f"--{name}" for name in ("template", "subject", "author", "reason") if not about[name]]:
+        raise click.UsageError(f"--to gate-set needs {', '.join(missing)}")
+    pairs = dict(pair.partition("=")[::2] for pair in about["pairs"])
+    if not all(pairs.values()):
+        raise click.UsageError("--gate: expected POPULATION=NAME")
+    template = find_template(about["template"])
+    matched = match_gates(strategy, template, pairs)
+    for line in matched.left_out:
+        click.echo(f"left out: {line}", err=True)
+    if not matched.gates:
+        click.echo("no gate of the document has a population's name; pair them with --gate POPULATION=NAME", err=True)
+        return False
+    if fcs is not None:
+        source = _source(template, fcs)
+        for one in matched.gates.values():
+            onto_template(one, strategy, fcs, source)
+    text = gate_set_text(
+        matched,
+        strategy,
+        template,
+        set_id=out.stem,
+        subject=about["subject"],
+        author=about["author"],
+        date=about["date"].date() if about["date"] else dt.datetime.now().astimezone().date(),
+        source=about["source"] or f"{document.name} ({strategy.kind})",
+        reason=about["reason"],
+        document=Path(os.path.relpath(document.resolve(), out.resolve().parent)).as_posix(),
+        sha256=file_sha256(document),
+        tube=tube,
+    )
+    _write(out, text.encode())
+    click.echo(f"{out}: gate set, {', '.join(matched.gates)}")
+    return not matched.left_out
+
+
+def _source(template: GatingTemplate, fcs: FcsFile) -> EventSource:
+    from flowmrd.cytometry.events import EventSource, resolve_panel
+
+    panel = resolve_panel(template.channel, fcs.channels, tube=template.template.id)
+    return EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
 
 
 def _to_template(strategy: ForeignStrategy, out: Path, fcs: FcsFile | None) -> bool:
@@ -125,14 +212,12 @@ def _strategy(document: str, fcs: FcsFile | None, tube: str | None) -> ForeignSt
 
 
 def _placed(template: str, fcs: FcsFile) -> ForeignStrategy:
-    from flowmrd.cytometry.events import EventSource, resolve_panel
     from flowmrd.gating.engine import apply_template
     from flowmrd.gating.interop.export import strategy_of
     from flowmrd.gating.template import find_template
 
     found = find_template(template)
-    panel = resolve_panel(found.channel, fcs.channels, tube=found.template.id)
-    source = EventSource(fcs, panel, found.channel, spillover=fcs.spillover)
+    source = _source(found, fcs)
     return strategy_of(apply_template(source, found), source, fcs)
 
 

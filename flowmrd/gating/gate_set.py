@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from flowmrd.gating.gates import (
 )
 from flowmrd.gating.template import GatingTemplate
 from flowmrd.registry import nearest
+
+if TYPE_CHECKING:
+    from flowmrd.gating.interop.document import ForeignStrategy
 
 # The keys of each kind of gate; `closed` may be left out.
 _KEYS: Mapping[str, frozenset[str]] = {
@@ -69,6 +73,7 @@ def gate_set_faults(read: GateSet, template: GatingTemplate, *, error: type[Inpu
             where="gate_set.template_versions",
             hint="look at its gates on this version, then widen the range",
         )
+    documents: dict[str, ForeignStrategy | None] = {}
     names = tuple(row.name for row in template.population)
     markers = tuple(spec.marker for spec in template.channel)
     for number, one in enumerate(read.override):
@@ -92,26 +97,32 @@ def gate_set_faults(read: GateSet, template: GatingTemplate, *, error: type[Inpu
                             hint=nearest(marker, markers),
                         )
             else:
-                _look_up(read, one)
+                if one.document not in documents:
+                    documents[one.document] = None  # a document that cannot be read is one fault
+                    documents[one.document] = _early(read.path.parent / one.document)
+                _look_up(documents[one.document], one.gate)
         except GatingError as fault:
             yield error(str(fault), source=source, where=f"{key}.gate")
         except InputError as fault:
             yield error(str(fault), source=source, where=f"{key}.document")
 
 
-def _look_up(read: GateSet, one: GateSetOverride) -> None:
-    """Find a gate of a Gating-ML document by its name, as early as can be."""
+def _early(path: Path) -> ForeignStrategy | None:
+    """Read a Gating-ML document, which needs no file; workspaces hold the gates of many."""
     from flowmrd.gating.interop.gatingml import read_gatingml
     from flowmrd.gating.interop.load import detect
-    from flowmrd.gating.interop.onto_template import find_gate
     from flowmrd.gating.interop.xml import read_document
 
-    path = read.path.parent / str(one.document)
     data = read_document(path)
-    if detect(data, path.name) == "gatingml":
-        found = find_gate(read_gatingml(data, path.name), one.gate)
-        if isinstance(found.gate, Boolean):
-            raise GatingError(f"gate {found.name!r} is boolean; only a geometric gate can be taken")
+    return read_gatingml(data, path.name) if detect(data, path.name) == "gatingml" else None
+
+
+def _look_up(document: ForeignStrategy | None, name: str) -> None:
+    """Find a gate by its name, as early as can be."""
+    from flowmrd.gating.interop.onto_template import find_gate
+
+    if document is not None and isinstance((found := find_gate(document, name)).gate, Boolean):
+        raise GatingError(f"gate {found.name!r} is boolean; only a geometric gate can be taken")
 
 
 def subject_gates(read: GateSet, fcs: FcsFile, source: EventSource) -> dict[str, SubjectGate]:
@@ -130,9 +141,10 @@ def subject_gates(read: GateSet, fcs: FcsFile, source: EventSource) -> dict[str,
         because the template's own gate is not what was asked for.
     """
     gates: dict[str, SubjectGate] = {}
+    strategies: dict[tuple[str, str | None], ForeignStrategy] = {}
     for one in read.override:
         try:
-            gate, note = _gate(read, one, fcs, source)
+            gate, note = _gate(read, one, fcs, source, strategies)
         except (GatingError, InputError) as fault:
             raise GatingError(f"gate set {read.gate_set.id}, {one.population}: {fault}") from None
         lacking = [marker for marker in gate_markers(gate) if marker not in source.markers]
@@ -144,13 +156,23 @@ def subject_gates(read: GateSet, fcs: FcsFile, source: EventSource) -> dict[str,
     return gates
 
 
-def _gate(read: GateSet, one: GateSetOverride, fcs: FcsFile, source: EventSource) -> tuple[Gate, str]:
+def _gate(
+    read: GateSet,
+    one: GateSetOverride,
+    fcs: FcsFile,
+    source: EventSource,
+    strategies: dict[tuple[str, str | None], ForeignStrategy],
+) -> tuple[Gate, str]:
+    """Return a gate and a note on where it was found; `strategies` keeps the documents that were read."""
     from flowmrd.gating.interop.load import load_strategy
     from flowmrd.gating.interop.onto_template import TOLERANCE, find_gate, onto_template
 
     if one.document is None:
         return drawn_gate(one.gate), ""
-    strategy = load_strategy(read.path.parent / one.document, fcs, tube=one.tube)
+    key = (one.document, one.tube)
+    if key not in strategies:
+        strategies[key] = load_strategy(read.path.parent / one.document, fcs, tube=one.tube)
+    strategy = strategies[key]
     found = find_gate(strategy, one.gate)
     gate, bent = onto_template(found, strategy, fcs, source)
     note = f"; gate {found.name!r} of {one.document}"
