@@ -11,6 +11,7 @@ from flowmrd import __version__
 
 # Command name -> module of this package holding a click command named `command`.
 COMMANDS = {
+    "evaluate": "evaluate",
     "gate": "gate",
     "gates": "gates",
     "inspect": "inspect_",
@@ -19,6 +20,7 @@ COMMANDS = {
     "template": "template",
 }
 SUMMARIES = {
+    "evaluate": "Score the pipeline on labelled files.",
     "gate": "Gate FCS files by a template or a foreign document.",
     "gates": "Convert gates from and to other programs; compare counts.",
     "inspect": "Say what an FCS file holds and whether it can be trusted.",
