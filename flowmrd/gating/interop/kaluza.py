@@ -1,7 +1,7 @@
 """Kaluza analyses and protocols (.analysis, .protocol): the gate tree of one data set, with scales and compensation.
 
-The container is a zip of XML documents (and of the data, which are not read). Gates are drawn in 1024 display channels;
-each axis of a gate names a measurement and one of its scales: linear (I), log (O) or logicle (C).
+The container is a zip of XML documents and of the data. This module finds the data set that a file is, its
+measurements and its compensation; the gates are read in `kaluza_gates`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,33 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flowmrd.cytometry.transforms import Logicle
 from flowmrd.errors import InputError, Level, QcFinding
-from flowmrd.fcs import FcsFile
-from flowmrd.gating.gates import Boolean, Gate, Polygon, Rectangle
-from flowmrd.gating.interop.document import (
-    FROM_FILE,
-    UNCOMPENSATED,
-    Dimension,
-    ForeignGate,
-    ForeignStrategy,
-    Matrix,
-    Scale,
+from flowmrd.fcs import Channel, ChannelKind, FcsFile
+from flowmrd.gating.interop.document import FROM_FILE, UNCOMPENSATED, ForeignGate, ForeignStrategy, Matrix
+from flowmrd.gating.interop.kaluza_gates import (
+    MAX_GATES,
+    Measurement,
+    Node,
+    Reading,
+    Unreadable,
+    attribute,
+    child,
+    children,
+    number,
+    read_gates,
+    text_of,
 )
-from flowmrd.gating.interop.vendor_scales import Clipped, FlowJoLinear, LogBelowTop
 from flowmrd.gating.interop.xml import MAX_BYTES, local, parse_xml
+
+F64 = NDArray[np.float64]
 
 KIND = "kaluza"
 MAX_ENTRIES = 4096
@@ -40,50 +46,34 @@ MAX_RATIO = 200
 # Below this size a member cannot hurt, however well it was packed.
 _SMALL = 2**20
 _MAX_NAMED = 12
-_DISPLAY = 1024.0
-_SCALES = {"I": "LinearScale", "O": "LogScale", "C": "LogicleScale"}
+_PULSES = ("A", "H", "W", "U")
+_ENDS = {"int": "a", "integral": "a", "peak": "h", "tof": "w"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One measurement of a protocol: what the file calls it, its detector, top of range, and its scales."""
+class _Container:
+    """The analyses of a container, and (bytes, CRC-32) of its members by name."""
 
-    name: str
-    channel: str
-    detector: str
-    pulse: str
-    top: float
-    scales: Mapping[str, Mapping[str, str]]
+    roots: tuple[Element, ...]
+    members: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One gate as the document holds it, before any file is known; `gate` is `None` where it cannot be used."""
+class _Entry:
+    """A data set with its protocol; a protocol of its own has no data set."""
 
-    data_set: str
-    path: str
-    parent: str
-    name: str
-    axes: tuple[str, ...]
-    scales: tuple[str, ...]
-    gate: Gate | None
-    why_not: str = ""
+    data_set: Element | None
+    protocol: Element
 
+    @property
+    def label(self) -> str:
+        return "" if self.data_set is None else attribute(self.data_set, "N")
 
-@dataclass(slots=True)
-class _Reading:
-    """What is gathered while the gates of one protocol are read."""
-
-    measurements: Mapping[str, Measurement]
-    compensated: frozenset[str]
-    compensation: str
-    dimensions: dict[str, Dimension] = field(default_factory=dict)
-    scales: dict[str, Scale] = field(default_factory=dict)
-    findings: list[QcFinding] = field(default_factory=list)
-
-
-class _Unreadable(Exception):  # noqa: N818 - becomes a finding, never leaves this module
-    """A part of the document that cannot be used, and why."""
+    def keyword(self, key: str) -> str:
+        for pair in children(child(self.data_set, "Metadata"), "Entry"):
+            if text_of(pair, "Key").upper() == key:
+                return text_of(pair, "Value")
+        return ""
 
 
 def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = None) -> ForeignStrategy:
@@ -93,7 +83,8 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     ----------
     data : the container's bytes (or those of its XML document)
     name : its file name, for messages
-    fcs : the file to gate; the data set is found by its name, `$FIL`, the file's GUID, or the number of events
+    fcs : the file to gate; the data set is found by its name, `$FIL`, the file's GUID, the copy of the file in the
+        container, or the number of events
     tube : name of the data set to take instead
 
     Raises
@@ -101,37 +92,32 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     InputError
         It is not a Kaluza container, a cap is exceeded, or no data set (or more than one) fits the file.
     """
-    entry, findings = _entry(_documents(data, name), name, fcs, tube)
-    protocol = _descendant(entry, "Protocol")
-    if protocol is None:
-        raise InputError("the data set has no protocol, so no gates", source=name, where=_label(entry))
-    measurements = _measurements(entry, protocol, {channel.pnn: channel.gain for channel in fcs.channels})
-    matrix, compensation, more = _compensation(protocol, measurements, fcs)
-    reading = _Reading(
-        measurements=measurements,
-        compensated=frozenset(() if matrix is None else matrix.fluorochromes),
-        compensation=compensation,
-        findings=[*findings, *more],
-    )
-    gates = []
-    for node in _gates(reading, protocol, _label(entry)):
+    entry, findings = _chosen(_container(data, name), name, fcs, tube)
+    measurements = _measurements(entry, fcs)
+    reading = _reading(entry, measurements, fcs)
+    reading.findings[:0] = findings
+    _check_gates(entry, name)
+    gates, unread = [], []
+    for node in read_gates(reading, entry.protocol, entry.label):
         if node.gate is None:
+            unread.append(node.path)
             message = f"Gate {node.name} is left out: {node.why_not}."
             reading.findings.append(
                 QcFinding(level=Level.WARNING, code="GATE_LEFT_OUT", message=message, where=node.path)
             )
         else:
             gates.append(ForeignGate(name=node.name, path=node.path, parent=node.parent, gate=node.gate))
-    total = _keyword(entry, "$TOT")
+    total = entry.keyword("$TOT")
     return ForeignStrategy(
         source=name,
         kind=KIND,
         dimensions=reading.dimensions,
         scales=reading.scales,
-        matrices={} if matrix is None else {matrix.id: matrix},
+        matrices={} if reading.matrix is None else {reading.matrix.id: reading.matrix},
         gates=tuple(gates),
         events=int(total) if total.isdecimal() else None,
         findings=tuple(reading.findings),
+        unread=frozenset(unread),
     )
 
 
@@ -144,26 +130,29 @@ def read_tree(data: bytes, name: str) -> tuple[Node, ...]:
         It is not a Kaluza container, or a cap is exceeded.
     """
     nodes: list[Node] = []
-    for entry in _entries(_documents(data, name)):
-        protocol = _descendant(entry, "Protocol")
-        if protocol is None:
-            continue
-        measurements = _measurements(entry, protocol, {})
-        reading = _Reading(measurements=measurements, compensated=frozenset(), compensation=UNCOMPENSATED)
-        nodes += _gates(reading, protocol, _label(entry))
+    for entry in _entries(_container(data, name)):
+        _check_gates(entry, name)
+        reading = Reading(measurements=_measurements(entry, None))
+        nodes += read_gates(reading, entry.protocol, entry.label)
     return tuple(nodes)
+
+
+def _check_gates(entry: _Entry, name: str) -> None:
+    count = len(child(entry.protocol, "Gates") or ())
+    if count > MAX_GATES:
+        raise InputError(f"the protocol has {count:,} gates, more than the {MAX_GATES:,} that are read", source=name)
 
 
 # -------------------------------------------------------------------------------------------------------- the container
 
 
-def _documents(data: bytes, name: str) -> list[Element]:
+def _container(data: bytes, name: str) -> _Container:
     """Return the analyses of a container, every member checked before any is unpacked."""
     if not data.startswith(b"PK"):
         root = parse_xml(data, name)
-        if local(root.tag) != "Analysis":
+        if _kind(root) not in {"analysis", "protocol"}:
             raise InputError(f"expected a Kaluza container or <Analysis>, got <{local(root.tag)}>", source=name)
-        return [root]
+        return _Container(roots=(root,), members={})
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -173,12 +162,18 @@ def _documents(data: bytes, name: str) -> list[Element]:
                 for member in members
                 if member.filename.casefold().endswith(".xml")
             ]
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise InputError(f"the container is not a readable zip: {error}", source=name) from None
-    analyses = [root for root in found if local(root.tag) == "Analysis"]
-    if not analyses:
+    roots = tuple(root for root in found if _kind(root) in {"analysis", "protocol"})
+    if not roots:
         raise InputError("the container holds no Kaluza analysis", source=name)
-    return analyses
+    return _Container(
+        roots=roots, members={member.filename.casefold(): (member.file_size, member.CRC) for member in members}
+    )
+
+
+def _kind(root: Element) -> str:
+    return local(root.tag).casefold()
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], name: str) -> None:
@@ -215,91 +210,110 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> b
     return content
 
 
-# --------------------------------------------------------------------------------------------------------- the document
+# --------------------------------------------------------------------------------------------------------- the data set
 
 
-def _children(element: Element | None, name: str) -> list[Element]:
-    return [] if element is None else [child for child in element if local(child.tag) == name]
+def _entries(container: _Container) -> list[_Entry]:
+    """Return the data sets with their protocols; one without has that of the entry around it."""
+    found: list[_Entry] = []
+    for root in container.roots:
+        if _kind(root) == "protocol":
+            found.append(_Entry(data_set=None, protocol=root))
+            continue
+        # Depth first, in the order of the document, without recursion: how deep it goes is the document's.
+        stack: list[tuple[Element, Element | None]] = [(root, None)]
+        while stack:
+            element, above = stack.pop()
+            protocol, data_set = child(element, "Protocol"), child(element, "DataSet")
+            current = above if protocol is None else protocol
+            if current is not None and (protocol is not None or data_set is not None):
+                found.append(_Entry(data_set=data_set, protocol=current))
+            stack.extend((one, current) for one in reversed(element) if isinstance(one.tag, str))
+    return found
 
 
-def _child(element: Element | None, name: str) -> Element | None:
-    return next(iter(_children(element, name)), None)
-
-
-def _descendant(element: Element, name: str) -> Element | None:
-    return next((child for child in element.iter() if local(child.tag) == name), None)
-
-
-def _text(element: Element | None, name: str) -> str:
-    child = _child(element, name)
-    return "" if child is None else (child.text or "").strip()
-
-
-def _real(text: str | None, what: str) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        raise _Unreadable(f"{what} is not a number") from None
-    if not math.isfinite(value):
-        raise _Unreadable(f"{what} is not finite")
-    return value
-
-
-def _entries(documents: Sequence[Element]) -> list[Element]:
-    """Return the elements that hold a data set and its protocol."""
-    return [entry for root in documents for entry in root.iter() if _child(entry, "Protocol") is not None]
-
-
-def _label(entry: Element) -> str:
-    data_set = _child(entry, "DataSet")
-    return "" if data_set is None else (data_set.get("N") or "")
-
-
-def _keyword(entry: Element, key: str) -> str:
-    for pair in _children(_child(_child(entry, "DataSet"), "Metadata"), "Entry"):
-        if _text(pair, "Key").upper() == key:
-            return _text(pair, "Value")
-    return ""
-
-
-def _entry(documents: Sequence[Element], name: str, fcs: FcsFile, tube: str | None) -> tuple[Element, list[QcFinding]]:
-    entries = _entries(documents)
+def _chosen(container: _Container, name: str, fcs: FcsFile, tube: str | None) -> tuple[_Entry, list[QcFinding]]:
+    entries = _entries(container)
     if not entries:
         raise InputError("the analysis holds no data set with a protocol", source=name)
-    some = ", ".join(_label(entry) or "unnamed" for entry in entries[:_MAX_NAMED])
+    some = ", ".join(entry.label or "unnamed" for entry in entries[:_MAX_NAMED])
     if len(entries) > _MAX_NAMED:
         some += f" and {len(entries) - _MAX_NAMED} more"
     if tube is not None:
-        found = [entry for entry in entries if _label(entry) == tube]
+        wanted = _names(tube)
+        found = [entry for entry in entries if entry.label == tube] or [
+            entry for entry in entries if _names(entry.label) & wanted
+        ]
         if not found:
             raise InputError(f"no data set {tube!r} in the analysis", source=name, hint=f"it has {some}")
-        return _only(found, name, fcs), []
-    file_name = fcs.path.replace("\\", "/").rpartition("/")[2].casefold()
-    stem = file_name.rpartition(".")[0] or file_name
-    fil = fcs.keywords.get("$FIL", "").strip().casefold()
+        entry = _only(found, name, fcs)
+        return entry, _other_events(entry, fcs)
+    file_names = _names(fcs.path.replace("\\", "/").rpartition("/")[2])
+    own_names = _names(fcs.keywords.get("$FIL", ""))
     guid = fcs.keywords.get("@FILEGUID", "").strip()
-    rules = (
-        [entry for entry in entries if _label(entry).casefold() in {file_name, stem}],
-        [entry for entry in entries if _keyword(entry, "$FIL").casefold() in {file_name, fil} - {""}],
-        [entry for entry in entries if guid and _keyword(entry, "@FILEGUID") == guid],
-        [entry for entry in entries if _keyword(entry, "$TOT") == str(fcs.event_count)],
+    rules: tuple[Callable[[], list[_Entry]], ...] = (
+        lambda: [entry for entry in entries if _names(entry.label) & file_names],
+        lambda: [entry for entry in entries if _names(entry.keyword("$FIL")) & (file_names | own_names)],
+        lambda: [entry for entry in entries if guid and entry.keyword("@FILEGUID") == guid],
+        lambda: [entry for entry in entries if _is_copied(entry, container, fcs)],
+        lambda: [entry for entry in entries if entry.keyword("$TOT") == str(fcs.event_count)],
     )
-    for found in rules:
+    for rule in rules:
+        found = rule()
         if found:
-            return _only(found, name, fcs), []
+            entry = _only(found, name, fcs)
+            return entry, _other_events(entry, fcs)
     if len(entries) == 1:
+        if entries[0].data_set is None:
+            return entries[0], []
         message = "The analysis was made on another file; its only gates are applied as they are."
         return entries[0], [QcFinding(level=Level.WARNING, code="OTHER_FILE", message=message)]
     raise InputError(
-        "no data set of the analysis is this file, by name, $FIL, GUID or number of events",
+        "no data set of the analysis is this file, by name, $FIL, GUID, content or number of events",
         source=name,
         hint=f"name one with --tube; it has {some}",
     )
 
 
-def _only(found: Sequence[Element], name: str, fcs: FcsFile) -> Element:
+def _other_events(entry: _Entry, fcs: FcsFile) -> list[QcFinding]:
+    total = entry.keyword("$TOT")
+    if not total.isdecimal() or int(total) == fcs.event_count:
+        return []
+    message = f"The data set of the analysis has {int(total):,} events, the file {fcs.event_count:,}."
+    return [QcFinding(level=Level.WARNING, code="OTHER_FILE", message=message)]
+
+
+def _names(text: str) -> set[str]:
+    """Return a file's name and its stem, folded; a data set is mostly called by the stem."""
+    folded = text.strip().casefold()
+    stem = re.sub(r"\.(lmd|fcs)$", "", folded)
+    return {folded, stem} - {""}
+
+
+def _is_copied(entry: _Entry, container: _Container, fcs: FcsFile) -> bool:
+    """Say whether the container holds this very file as the data of a data set."""
+    for segment in children(child(entry.data_set, "Segments"), "Segment"):
+        stated = container.members.get(attribute(segment, "N").casefold())
+        if stated is None:
+            continue
+        path = Path(fcs.path)
+        try:
+            if path.stat().st_size != stated[0]:
+                continue
+            crc = 0
+            with path.open("rb") as handle:
+                while block := handle.read(2**20):
+                    crc = zlib.crc32(block, crc)
+        except OSError:
+            continue
+        if crc == stated[1]:
+            return True
+    return False
+
+
+def _only(found: Sequence[_Entry], name: str, fcs: FcsFile) -> _Entry:
     if len(found) > 1:
-        found = [entry for entry in found if _keyword(entry, "$TOT") == str(fcs.event_count)] or found
+        found = [entry for entry in found if entry.keyword("$TOT") == str(fcs.event_count)] or found
     if len(found) > 1:
         raise InputError(
             f"{len(found)} data sets of the analysis are this file", source=name, hint="name one with --tube"
@@ -307,270 +321,207 @@ def _only(found: Sequence[Element], name: str, fcs: FcsFile) -> Element:
     return found[0]
 
 
-def _measurements(entry: Element, protocol: Element, gains: Mapping[str, float]) -> dict[str, Measurement]:
-    """Return the measurements by name; a measurement's column tells what the file calls it.
+# --------------------------------------------------------------------------------------------------------- measurements
 
-    `gains` are those of the file's channels: Kaluza's range is of stored values, ours are divided by the gain.
-    """
+
+def _measurements(entry: _Entry, fcs: FcsFile | None) -> dict[str, Measurement]:
+    """Return the measurements by name; a measurement's column tells what the file calls it."""
     originals: dict[str, str] = {}
-    for column in _children(_child(_child(entry, "DataSet"), "Columns"), "Column"):
-        label, original = column.get("N") or "", _text(column, "OriginalName")
+    for column in children(child(entry.data_set, "Columns"), "Column"):
+        label, original = attribute(column, "N"), text_of(column, "OriginalName")
         if label and original:
-            originals[label] = original
-    found = {}
-    for element in _children(_child(protocol, "Measurements"), "Measurement"):
-        label = element.get("N") or ""
-        detector, pulse = _text(element, "Detector"), element.get("T") or ""
+            originals.setdefault(label, original)
+    found: dict[str, Measurement] = {}
+    for element in children(child(entry.protocol, "Measurements"), "Measurement"):
+        label = attribute(element, "N")
+        if not label or label in found:
+            continue
+        detector, pulse = text_of(element, "Detector"), attribute(element, "T").upper()
         given = originals.get(label, "")
-        spellings = (given, label, f"{detector}-{pulse}", detector)
-        channel = next((one for one in spellings if one and one in gains), given or label)
         try:
-            top = _real(_text(element, "Range"), "the range")
-        except _Unreadable:
-            top = _DISPLAY
+            top = number(text_of(element, "Range"), "the range")
+        except Unreadable:
+            top = 0.0
+        channel, exact = _channel((given, label, f"{detector}-{pulse}", detector), fcs)
+        coarse = channel is not None and channel.log_decades > 0 and not exact
         found[label] = Measurement(
             name=label,
-            channel=channel,
+            channel=(given or label) if channel is None else channel.pnn,
             detector=detector,
             pulse=pulse,
-            top=(top if top > 0 else _DISPLAY) / _gain(gains, channel),
-            scales={local(scale.tag): dict(scale.attrib) for scale in _child(element, "Scales") or ()},
+            top=_top(channel, top, fcs, exact=exact),
+            gain=_gain(channel),
+            coarse=coarse,
+            scales={
+                local(scale.tag).casefold(): {local(key).upper(): value.strip() for key, value in scale.attrib.items()}
+                for scale in child(element, "Scales") or ()
+                if isinstance(scale.tag, str)
+            },
         )
     return found
 
 
-def _gain(gains: Mapping[str, float], channel: str) -> float:
-    gain = gains.get(channel, 1.0)
-    return gain if math.isfinite(gain) and gain > 0 else 1.0
+def _channel(spellings: Sequence[str], fcs: FcsFile | None) -> tuple[Channel | None, bool]:
+    """Return the channel of the file that a measurement is, and whether its name is the very one."""
+    if fcs is None:
+        return None, False
+    by_name = {channel.pnn: channel for channel in reversed(fcs.channels)}
+    wanted = [name for name in spellings if name]
+    for name in wanted[:2]:
+        if name in by_name:
+            return by_name[name], True
+    for name in wanted:
+        hits = [channel for channel in fcs.channels if _plain(channel.pnn) == _plain(name)]
+        # Of a logarithmic and a linear column of one signal the logarithmic is what the 10-bit data set is drawn from.
+        hits = [hit for hit in hits if hit.log_decades > 0] or hits
+        if len(hits) == 1:
+            return hits[0], hits[0].pnn == name
+    for name in wanted[:2]:
+        hits = [channel for channel in fcs.channels if channel.pns.strip() == name]
+        if len(hits) == 1:
+            return hits[0], True
+    return None, False
 
 
-def _compensation(
-    protocol: Element, measurements: Mapping[str, Measurement], fcs: FcsFile
-) -> tuple[Matrix | None, str, list[QcFinding]]:
-    """Return the matrix that the protocol applies: V of the light of colour C is seen in detector S."""
-    element = _child(protocol, "Compensation")
+def _plain(name: str) -> str:
+    """Return a channel's name as the 20-bit data set writes it: `FL1 INT LOG` and `FL1-A` are one."""
+    words = re.split(r"[\s_-]+", name.strip().casefold())
+    if len(words) > 1 and words[-1] in {"lin", "log"}:
+        words.pop()
+    words[-1] = _ENDS.get(words[-1], words[-1])
+    return "-".join(words)
+
+
+def _gain(channel: Channel | None) -> float:
+    """Return what the file's values were divided by."""
+    if channel is None or channel.kind is ChannelKind.TIME or channel.log_decades > 0:
+        return 1.0
+    return channel.gain if math.isfinite(channel.gain) and channel.gain > 0 else 1.0
+
+
+def _top(channel: Channel | None, stated: float, fcs: FcsFile | None, *, exact: bool) -> float:
+    """Return the top of a measurement's range in the file's linear values.
+
+    The protocol's range is of stored values. Where the file given is the other of a Beckman pair (10 bits for 20), the
+    axis ends at the same place of its own range.
+    """
+    top = stated if stated > 0 else 1024.0
+    if channel is None:
+        return top
+    if channel.log_decades > 0:
+        return float((channel.log_offset or 1.0) * 10.0**channel.log_decades)
+    if channel.range > 0 and (not exact or stated <= 0):
+        top = channel.range
+    if channel.kind is ChannelKind.TIME:
+        return top * (fcs.time_step or 1.0) if fcs is not None else top
+    return top / _gain(channel)
+
+
+# --------------------------------------------------------------------------------------------------------- compensation
+
+
+def _reading(entry: _Entry, measurements: Mapping[str, Measurement], fcs: FcsFile) -> Reading:
+    """Return what the protocol applies to the data before its gates."""
+    reading = Reading(measurements=measurements)
+    source = child(child(entry.data_set, "SourceCompensation"), "Spillover")
+    if any(attribute(cell, "Row") != attribute(cell, "Column") and _is_spill(cell) for cell in source or ()):
+        reading.assume("The data set's source was compensated; only the protocol's compensation is applied.", "")
+    element = child(entry.protocol, "Compensation")
     otherwise = UNCOMPENSATED if fcs.spillover is None else FROM_FILE
-    if element is None:
-        return None, otherwise, []
-    cells = [cell for group in _children(element, "S") for cell in _children(group, "SV")]
-    if not cells:
-        return None, UNCOMPENSATED, []
-    detectors = [(d.text or "").strip() for d in _child(element, "CompensatedDetectors") or ()]
-    names = {
-        one.detector: one.channel for one in measurements.values() if one.detector in detectors and one.pulse == "A"
-    }
-    order = tuple(detector for detector in detectors if detector in names)
-    values = np.eye(len(order))
+    cells = [cell for group in children(element, "S") for cell in children(group, "SV")]
+    if element is None or not cells:
+        # A protocol that states no spillover subtracts none; one that states nothing leaves it to the file.
+        reading.compensation = otherwise if element is None else UNCOMPENSATED
+        return reading
     try:
-        for cell in cells:
-            seen, colour = cell.get("S") or "", cell.get("C") or ""
-            if seen in order and colour in order and seen != colour:
-                values[order.index(colour), order.index(seen)] = _real(cell.get("V"), "a spillover value")
-    except _Unreadable as error:
-        message = f"The protocol's compensation cannot be read ({error}); the file's is used."
-        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
-    channels = tuple(names[detector] for detector in order)
-    if len(set(channels)) != len(channels) or not order or np.linalg.matrix_rank(values) < len(order):
-        message = "The protocol's compensation cannot be inverted; the file's is used."
-        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
-    findings = []
-    if not set(channels) <= {channel.pnn for channel in fcs.channels}:
-        message = "The file lacks detectors that the protocol compensates; the file's own compensation is used."
-        return None, otherwise, [QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message)]
+        order = _primary(element, entry, measurements, fcs, reading)
+        values, background = _stated(element, cells, order)
+    except Unreadable as error:
+        reading.compensation = otherwise
+        message = f"The protocol's compensation is not used: {error}; the file's is."
+        reading.findings.append(QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message))
+        return reading
+    if any(one.coarse for one in order):
+        message = "The protocol's compensation is not used: the file's 10-bit values are compensated already."
+        reading.findings.append(QcFinding(level=Level.WARNING, code="MATRIX_UNUSED", message=message))
+        return reading
+    # Values here are divided by the file's gains.
+    gains = np.array([one.gain for one in order])
+    values = values * gains[:, None] / gains[None, :]
+    values.flags.writeable = False
+    channels = tuple(one.channel for one in order)
     if fcs.spillover is not None and set(channels) <= set(fcs.spillover.channels):
         places = [fcs.spillover.channels.index(channel) for channel in channels]
         stored = fcs.spillover.matrix[np.ix_(places, places)]
         if float(np.max(np.abs(stored - values))) > 5e-3:
             message = "The protocol's compensation is not the file's; the protocol's is used."
-            findings.append(QcFinding(level=Level.INFO, code="MATRIX_DIFFERS", message=message))
-    values.flags.writeable = False
-    matrix = Matrix(id="kaluza", fluorochromes=channels, detectors=channels, values=values)
-    return matrix, matrix.id, findings
-
-
-# ---------------------------------------------------------------------------------------------------------------- gates
-
-
-def _gates(reading: _Reading, protocol: Element, data_set: str) -> Iterator[Node]:
-    """Yield every gate; names are unique in a Kaluza protocol, so a gate's path follows from its parents' names."""
-    elements = {}
-    for element in _child(protocol, "Gates") or ():
-        label = (element.get("N") or "").strip()
-        if not label:
-            continue
-        if label in elements:
-            raise InputError(f"two gates are called {label!r}", where="Gates", source="the Kaluza protocol")
-        elements[label] = element
-    paths = {label: _path(label, elements) for label in elements}
-    for label, element in elements.items():
-        parent = (element.get("G") or "").strip()
-        path = paths[label] or f"/{label}"
-        gate: Gate | None = None
-        why, axes = "", _axes(element)
-        try:
-            if paths[label] is None:
-                raise _Unreadable("its parents go in a circle")  # noqa: TRY301
-            if parent and parent not in elements:
-                raise _Unreadable(f"its parent {parent} is not there")  # noqa: TRY301
-            if parent and (element.get("J") or "0") != "0":
-                raise _Unreadable(f"its parent is part {element.get('J')} of {parent}, a gate of several regions")  # noqa: TRY301
-            gate = _gate(reading, element, axes, paths)
-        except (_Unreadable, ValueError) as error:
-            why = str(error)
-        yield Node(
-            data_set=data_set,
-            path=path,
-            parent=(paths.get(parent) or f"/{parent}") if parent else "",
-            name=label,
-            axes=tuple(measurement for measurement, _ in axes),
-            scales=tuple(scale for _, scale in axes),
-            gate=gate,
-            why_not=why,
+            reading.findings.append(QcFinding(level=Level.INFO, code="MATRIX_DIFFERS", message=message))
+    if np.any(background):
+        # Kaluza takes the background b away, compensates, and gives it back: (x - b) S^-1 + b.
+        shift = background - background @ np.linalg.inv(values)
+        reading.background = {channel: float(v) for channel, v in zip(channels, shift, strict=True)}
+        message = (
+            f"Compensation leaves the protocol's autofluorescence ({float(np.max(background)):.4g}) in each detector."
         )
+        reading.findings.append(QcFinding(level=Level.INFO, code="BACKGROUND_KEPT", message=message))
+    reading.matrix = Matrix(id="kaluza", fluorochromes=channels, detectors=channels, values=values)
+    reading.compensation = reading.matrix.id
+    return reading
 
 
-def _path(label: str, elements: Mapping[str, Element]) -> str | None:
-    parts = [label]
-    while parent := (elements[parts[0]].get("G") or "").strip():
-        if parent in parts:
-            return None
-        parts.insert(0, parent)
-        if parent not in elements:
-            break
-    return "/" + "/".join(parts)
+def _is_spill(cell: Element) -> bool:
+    try:
+        return number(cell.text or "0", "a spillover value") != 0.0
+    except Unreadable:
+        return True
 
 
-def _axes(element: Element) -> list[tuple[str, str]]:
-    return [(axis.get("M") or "", axis.get("S") or "I") for axis in _children(_child(element, "A"), "A")]
+def _primary(
+    element: Element, entry: _Entry, measurements: Mapping[str, Measurement], fcs: FcsFile, reading: Reading
+) -> list[Measurement]:
+    """Return one measurement of each compensated detector, by the data set's order of pulses (area first)."""
+    priority = children(child(entry.data_set, "SignalPriority"), "Signal")
+    pulses = dict.fromkeys([*((one.text or "").strip().upper() for one in priority), *_PULSES])
+    rank = {pulse: i for i, pulse in enumerate(pulses)}
+    present = {channel.pnn for channel in fcs.channels}
+    order: list[Measurement] = []
+    lacking: list[str] = []
+    for one in child(element, "CompensatedDetectors") or ():
+        detector = (one.text or "").strip()
+        own = [other for other in measurements.values() if other.detector == detector and other.channel in present]
+        if not own:
+            lacking.append(detector)
+        elif all(other.detector != detector for other in order):
+            order.append(min(own, key=lambda other: rank.get(other.pulse, len(rank))))
+    if not order or len({one.channel for one in order}) != len(order):
+        raise Unreadable("the file has none of its detectors" if not order else "two detectors are one channel")
+    if lacking:
+        some = ", ".join(lacking[:_MAX_NAMED])
+        reading.assume(f"The file has no {some}, which the protocol compensates; the others are compensated.", "")
+    return order
 
 
-def _points(element: Element) -> list[tuple[float, ...]]:
-    return [
-        tuple(_real(part, "a vertex") for part in (point.get("O") or "").split(","))
-        for point in _children(_child(element, "P"), "P")
+def _stated(element: Element, cells: Sequence[Element], order: Sequence[Measurement]) -> tuple[F64, F64]:
+    """Return the spillover (dye, detector) and the background of each detector."""
+    rows = {one.detector: i for i, one in enumerate(order)}
+    values = np.eye(len(order))
+    for cell in cells:
+        # V of the light of the dye of C is seen in S.
+        seen, dye = rows.get(attribute(cell, "S")), rows.get(attribute(cell, "C"))
+        share = number(attribute(cell, "V"), "a spillover value")
+        if seen is not None and dye is not None and seen != dye:
+            values[dye, seen] = share
+    if np.linalg.matrix_rank(values) < len(order):
+        raise Unreadable("it cannot be inverted")
+    shares = np.zeros(len(order))
+    stated = [
+        (attribute(one, "D") or attribute(one, "S"), number(attribute(one, "V") or one.text, "an autofluorescence"))
+        for one in child(element, "AF") or ()
     ]
-
-
-def _gate(reading: _Reading, element: Element, axes: list[tuple[str, str]], paths: Mapping[str, str | None]) -> Gate:
-    kind = local(element.tag)
-    points = _points(element)
-    if not axes and not points:
-        return _boolean(element, kind, paths)
-    keys = [_dimension(reading, measurement, scale) for measurement, scale in axes]
-    if any(len(point) < len(keys) for point in points):
-        raise _Unreadable("a vertex has fewer coordinates than the gate has axes")
-    corners = [tuple(value / _DISPLAY for value in point[: len(keys)]) for point in points]
-    if len(keys) == 1 and len(corners) == 2:
-        return _open_at_ends((keys[0],), corners)
-    if len(keys) == 2 and kind == "R" and len(corners) == 2:
-        return _open_at_ends((keys[0], keys[1]), corners)
-    if len(keys) == 2 and kind in {"P", "F", "A"} and len(corners) >= 3:
-        return Polygon(markers=(keys[0], keys[1]), vertices=tuple((x, y) for x, y in corners))
-    shape = f"{kind} with {len(keys)} axes and {len(corners)} points"
-    raise _Unreadable(f"the meaning of Kaluza's gate type {shape} is not known")
-
-
-def _open_at_ends(keys: tuple[str, ...], corners: list[tuple[float, ...]]) -> Rectangle:
-    """Return the rectangle between two corners; a side on the border of the plot (half a channel) is open."""
-    low = [min(corner[axis] for corner in corners) for axis in range(len(keys))]
-    high = [max(corner[axis] for corner in corners) for axis in range(len(keys))]
-    margin = 0.5 / _DISPLAY
-    return Rectangle(
-        markers=keys,
-        low=tuple(-math.inf if side <= margin else side for side in low),
-        high=tuple(math.inf if side >= 1.0 - margin else side for side in high),
-    )
-
-
-def _dimension(reading: _Reading, name: str, letter: str) -> str:
-    measurement = reading.measurements.get(name)
-    if measurement is None:
-        raise _Unreadable(f"the protocol has no measurement {name!r}")
-    kind = _SCALES.get(letter)
-    if kind is None:
-        raise _Unreadable(f"the meaning of Kaluza's scale {letter!r} is not known")
-    scale_id = f"{name} {kind.removesuffix('Scale').lower()}"
-    if scale_id not in reading.dimensions:
-        reading.scales[scale_id] = _scale(kind, measurement)
-        compensated = not reading.compensated or measurement.channel in reading.compensated
-        reading.dimensions[scale_id] = Dimension(
-            key=scale_id,
-            channel=measurement.channel,
-            compensation=reading.compensation if compensated else UNCOMPENSATED,
-            scale=scale_id,
-        )
-    return scale_id
-
-
-def _scale(kind: str, measurement: Measurement) -> Scale:
-    given = measurement.scales.get(kind, {})
-    # What lies beyond the plot is drawn on its first or last channel; gates drawn to the border end half a channel
-    # from it, and the edge of a polygon is nobody's.
-    low, high = 0.75 / _DISPLAY, 1.0 - 0.75 / _DISPLAY
-    if kind == "LinearScale":
-        return Clipped(scale=FlowJoLinear(low=0.0, high=measurement.top), low=low, high=high)
-    decades = _real(given.get("D", "4" if kind == "LogScale" else "4.5"), f"the decades of {measurement.name}")
-    if kind == "LogScale":
-        return Clipped(scale=LogBelowTop(top=measurement.top, decades=decades), low=low, high=high)
-    # W is a share of the scale, as in Moore and Parks' normalised form, not decades.
-    share = _real(given.get("W", "0.1"), f"the width of {measurement.name}")
-    width = min(max(share, 0.0), 0.5) * decades
-    return Clipped(scale=Logicle(T=measurement.top, W=width, M=decades), low=low, high=high)
-
-
-_TOKEN = re.compile(r"\s*(?:(\()|(\))|(\bAND\b|&&?|\*)|(\bOR\b|\|\|?|\+)|(\bNOT\b|!|~))", re.IGNORECASE)
-
-
-def _boolean(element: Element, kind: str, paths: Mapping[str, str | None]) -> Boolean:
-    """Read a gate that is an expression over other gates: one operator, names with or without NOT."""
-    texts = [*element.attrib.values(), *((child.text or "").strip() for child in element)]
-    own = (element.get("N") or "").strip()
-    for text in texts:
-        if text == own or not text:
-            continue
-        found = _expression(text, [label for label in paths if label != own])
-        if found is not None:
-            operator, names = found
-            return Boolean(
-                operator=operator, operands=tuple((paths[label] or f"/{label}", flag) for label, flag in names)
-            )
-    raise _Unreadable(f"Kaluza's gate type {kind} has neither points nor an expression over gates that could be read")
-
-
-def _expression(text: str, labels: Sequence[str]) -> tuple[str, list[tuple[str, bool]]] | None:
-    """Parse `A AND NOT B …` with one operator throughout; `None` where the text is something else."""
-    ordered = sorted(labels, key=len, reverse=True)
-    names: list[tuple[str, bool]] = []
-    operators: set[str] = set()
-    at, negated, expect = 0, False, True
-    body = text.strip()
-    while body.startswith("(") and body.endswith(")") and body.count("(") == 1:
-        body = body[1:-1].strip()
-    while at < len(body):
-        if expect:
-            rest = body[at:].lstrip()
-            at = len(body) - len(rest)
-            quoted = rest[:1] in {'"', "'", "["}
-            label = next((one for one in ordered if rest[quoted:].startswith(one)), None)
-            token = _TOKEN.match(body, at)
-            if label is not None:
-                at += len(label) + 2 * quoted
-                names.append((label, negated))
-                negated, expect = False, False
-            elif token is not None and token[5]:
-                negated, at = not negated, token.end()
-            else:
-                return None
-            continue
-        token = _TOKEN.match(body, at)
-        if token is None or not (token[3] or token[4]):
-            return None if body[at:].strip() else (_operator(operators), names)
-        operators.add("and" if token[3] else "or")
-        at, expect = token.end(), True
-    if expect or not names or len(operators) > 1 or (len(names) == 1 and not names[0][1]):
-        return None
-    return _operator(operators), names
-
-
-def _operator(operators: set[str]) -> str:
-    return next(iter(operators), "and")
+    # One without a detector is what all have that are not named.
+    for detector, share in sorted(stated, key=lambda one: one[0]):
+        if not detector:
+            shares[:] = share
+        elif detector in rows:
+            shares[rows[detector]] = share
+    return values, shares * np.array([one.top for one in order])
