@@ -1,8 +1,9 @@
-"""`flowmrd simulate`: labelled synthetic acquisitions, one file or a whole subject."""
+"""`flowmrd simulate`: labelled synthetic acquisitions, one file, a whole subject or a whole set."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,14 +28,56 @@ from flowmrd.errors import SettingsError
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="With --demo or --subject: refer to equal files that this folder holds instead of making them again.",
 )
+@click.option(
+    "--cases",
+    "cases_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Write one file for each row of this CSV table into --out; columns are options, an empty cell = the option.",
+)
+@click.option(
+    "--negatives", type=int, help="Write a labelled set into --out: cases without leukemia, half regenerating."
+)
+@click.option("--positives", type=int, help="Cases of the set with leukemia, spread evenly over --levels.")
+@click.option("--levels", help="Levels of the set's positives [default: 1e-5,3e-5,1e-4,1e-3,1e-2,1e-1].")
+@click.option("--diagnoses", is_flag=True, help="Each positive of the set gets a file at diagnosis, too.")
+@click.option("--laboratories", type=int, help="Spread the set over that many laboratories.")
+@click.option(
+    "--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Worker processes; same bytes."
+)
 @click.option("--name", help="File name without ending (default: tube, scenario and seed).")
-@click.option("--tube", default="ball-mrd-10c", show_default=True, help="Tube: ball-mrd-10c, cart-persistence, tbnk.")
+@click.option(
+    "--tube",
+    default="ball-mrd-10c",
+    show_default=True,
+    help="Tube: id of a shipped template, such as cart-persistence.",
+)
 @click.option("--events", type=int, default=100_000, show_default=True, help="Events in the file.")
 @click.option(
-    "--blasts", type=float, default=0.0, show_default=True, help="Blasts as a fraction of nucleated live singlets."
+    "--blasts",
+    type=float,
+    help="Blasts as a fraction of nucleated live singlets [default: 0; with --scenario diagnosis drawn, 0.30 to 0.92].",
 )
-@click.option("--scenario", default="normal", show_default=True, help="Composition, as of the tube's profile.")
-@click.option("--phenotype", default="random", show_default=True, help="random, hard, or a TOML/JSON file.")
+@click.option(
+    "--scenario",
+    default="normal",
+    show_default=True,
+    help="Composition: normal, induction, regenerating, aplasia, recovery, hemodilute, diagnosis; blood tubes differ.",
+)
+@click.option(
+    "--phenotype",
+    default="random",
+    show_default=True,
+    help="Of the blasts: random, hard, plain (not hard), or a TOML/JSON file; a truth file is one.",
+)
+@click.option(
+    "--left-out",
+    multiple=True,
+    metavar="MARKER [up|down]",
+    help="Kind of aberration that no drawn immunophenotype has, such as CD58 or 'CD10 up'; may be repeated.",
+)
+@click.option(
+    "--drift", type=float, default=0.0, show_default=True, help="Change of the blasts since diagnosis, log10 sd."
+)
 @click.option(
     "--cd19",
     type=click.Choice(["positive", "dim", "negative", "mixed"]),
@@ -65,111 +108,128 @@ from flowmrd.errors import SettingsError
     help="TOML file with numbers that replace the tube's own.",
 )
 @click.pass_context
-def command(
-    ctx: click.Context,
-    *,
-    out: Path | None,
-    demo: Path | None,
-    subject_file: Path | None,
-    reuse: Path | None,
-    name: str | None,
-    tube: str,
-    events: int,
-    blasts: float,
-    scenario: str,
-    phenotype: str,
-    cd19: str,
-    batch: float,
-    lab: str,
-    car: float,
-    fmo: bool,
-    beads: bool | None,
-    channels: str,
-    seed: int,
-    patient_seed: int | None,
-    datatype: str,
-    byte_order: str,
-    profile_file: Path | None,
-) -> None:
-    """Make labelled synthetic acquisitions: one file, or a whole subject with --subject or --demo.
+def command(ctx: click.Context, /, **given: Any) -> None:
+    """Make labelled synthetic acquisitions: one file, a subject with --subject or --demo, a set with --negatives and
+    --positives or --cases.
 
     Writes NAME.fcs, with its truth beside it in NAME.labels.parquet and NAME.truth.json. Synthetic data for development
     and training; nothing that is measured on them is a claim about patients.
     """
-    from flowmrd.simulation import (
-        ByteOrder,
-        ChannelSet,
-        DataType,
-        Immunophenotype,
-        Parameters,
-        PhenotypeDraw,
-        TargetStatus,
-        demo_subject,
-        load_immunophenotype,
-        load_profile,
-        load_subject,
-        simulate,
-        write_simulated,
-        write_subject,
-    )
-
+    out: Path | None = given["out"]
+    demo, subject_file, reuse = given["demo"], given["subject_file"], given["reuse"]
+    is_set = any(given[name] is not None for name in ("cases_file", "negatives", "positives"))
     if demo is not None or subject_file is not None:
         if demo is not None and (subject_file is not None or out is not None):
             raise SettingsError("stands alone, without --subject and --out", where="--demo")
-        _refuse_single_options(ctx)
+        _refuse(
+            ctx,
+            allowed={"out", "demo", "subject_file", "reuse", "jobs"},
+            message="cannot be combined with --subject or --demo",
+            hint="write it into the subject document",
+        )
         folder = demo or out
         if folder is None:
             raise SettingsError("missing option", where="--out", hint="--subject FILE --out DIR")
-        document = load_subject(subject_file) if subject_file is not None else demo_subject()
-        click.echo(write_subject(document, folder, reuse=reuse, report=click.echo))
+        _subject(subject_file, folder, reuse=reuse, jobs=given["jobs"])
         return
     if reuse is not None:
         raise SettingsError("needs --subject or --demo", where="--reuse")
     if out is None:
         raise SettingsError("missing option", where="--out", hint="--out DIR says where the files go")
-    drawn: Immunophenotype | PhenotypeDraw
-    if phenotype in set(PhenotypeDraw):
-        drawn = PhenotypeDraw(phenotype)
-    else:
-        if not Path(phenotype).is_file():
-            raise SettingsError(f"no file {phenotype!r}", where="--phenotype", hint="random, hard, or a TOML/JSON file")
-        drawn = load_immunophenotype(Path(phenotype), load_profile(tube, override=profile_file).profile)
-    parameters = Parameters(
-        tube=tube,
-        events=events,
-        blasts=blasts,
-        scenario=scenario,
-        phenotype=drawn,
-        cd19=TargetStatus(cd19),
-        batch=batch,
-        lab=lab,
-        car=car,
-        beads=beads,
-        fmo=fmo,
-        channels=ChannelSet(channels),
-        patient_seed=patient_seed,
-        profile=profile_file,
+    if is_set:
+        _set(ctx, given, out)
+        return
+    for name in ("levels", "diagnoses", "laboratories"):
+        if given[name]:
+            raise SettingsError("needs --negatives and --positives", where=f"--{name}")
+    _one(given, out)
+
+
+def _subject(document: Path | None, folder: Path, *, reuse: Path | None, jobs: int) -> None:
+    from flowmrd.simulation import demo_subject, load_subject, write_subject
+
+    subject = load_subject(document) if document is not None else demo_subject()
+    click.echo(write_subject(subject, folder, reuse=reuse, jobs=jobs, report=click.echo))
+
+
+def _set(ctx: click.Context, given: dict[str, Any], out: Path) -> None:
+    from flowmrd.simulation import SetPlan, load_cases, parse_levels, plan_set, write_set
+
+    by_table = given["cases_file"] is not None
+    own = ["negatives", "positives", "levels", "diagnoses", "laboratories"]
+    refused = {"name", "patient_seed", *(own if by_table else ["blasts", "scenario", "car", "fmo", "beads"])}
+    _refuse(
+        ctx,
+        allowed={parameter.name or "" for parameter in ctx.command.params} - refused,
+        message=f"cannot be combined with {'--cases' if by_table else '--negatives and --positives'}",
+        hint="a column of the table says it" if by_table else "a table for --cases can say it",
     )
+    common = _parameters(given) | {"datatype": given["datatype"], "byte_order": given["byte_order"]}
+    if by_table:
+        document = load_cases(given["cases_file"], common=common, seed=given["seed"])
+    else:
+        for key in ("blasts", "scenario"):
+            common.pop(key, None)
+        if not _is_given(ctx, "cd19"):
+            common.pop("cd19")
+        document = plan_set(
+            SetPlan(
+                negatives=given["negatives"] or 0,
+                positives=given["positives"] or 0,
+                levels=parse_levels(given["levels"] or ""),
+                diagnoses=given["diagnoses"],
+                laboratories=given["laboratories"] or 0,
+                seed=given["seed"],
+                common=common,
+            )
+        )
+    click.echo(write_set(document, out, jobs=given["jobs"], report=click.echo))
+
+
+def _one(given: dict[str, Any], out: Path) -> None:
+    from flowmrd.simulation import ByteOrder, DataType, Parameters, simulate, write_simulated
+
+    seed = given["seed"]
+    parameters = Parameters(**_parameters(given), patient_seed=given["patient_seed"])
     files = write_simulated(
         simulate(parameters, seed),
         out,
-        name or f"{tube}-{scenario}-{seed}",
-        datatype=DataType(datatype),
-        byte_order=ByteOrder(byte_order),
+        given["name"] or f"{parameters.tube}-{parameters.scenario}-{seed}",
+        datatype=DataType(given["datatype"]),
+        byte_order=ByteOrder(given["byte_order"]),
     )
     click.echo(files.fcs)
 
 
-def _refuse_single_options(ctx: click.Context) -> None:
-    """Refuse options that a subject document would silently override."""
-    shared = {"out", "demo", "subject_file", "reuse"}
-    given = [
-        parameter.opts[0]
-        for parameter in ctx.command.params
-        if parameter.name not in shared
-        and ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise SettingsError(
-            "cannot be combined with --subject or --demo", where=given[0], hint="write it into the subject document"
-        )
+def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as fields of `Parameters`."""
+    from flowmrd.simulation import ChannelSet, PhenotypeDraw, TargetStatus, load_immunophenotype, load_profile
+
+    phenotype = given["phenotype"]
+    if phenotype in set(PhenotypeDraw):
+        drawn: object = PhenotypeDraw(phenotype)
+    elif Path(phenotype).is_file():
+        profile = load_profile(given["tube"], override=given["profile_file"]).profile
+        drawn = load_immunophenotype(Path(phenotype), profile)
+    else:
+        words = ", ".join(PhenotypeDraw)
+        raise SettingsError(f"no file {phenotype!r}", where="--phenotype", hint=f"{words}, or a TOML/JSON file")
+    same = ("tube", "events", "blasts", "scenario", "left_out", "drift", "batch", "lab", "car", "beads", "fmo")
+    return {
+        **{key: given[key] for key in same},
+        "phenotype": drawn,
+        "cd19": TargetStatus(given["cd19"]),
+        "channels": ChannelSet(given["channels"]),
+        "profile": given["profile_file"],
+    }
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _refuse(ctx: click.Context, *, allowed: set[str], message: str, hint: str) -> None:
+    """Refuse options that would silently be overridden."""
+    for parameter in ctx.command.params:
+        if parameter.name not in allowed and _is_given(ctx, parameter.name or ""):
+            raise SettingsError(message, where=parameter.opts[0], hint=hint)

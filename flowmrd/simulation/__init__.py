@@ -17,6 +17,7 @@ from flowmrd.simulation.acquisition import (
 from flowmrd.simulation.cases import Case, simulate_case
 from flowmrd.simulation.marrow import Bimodal, Immunophenotype, TargetStatus, load_immunophenotype
 from flowmrd.simulation.profile import Profile, load_profile, tube_ids
+from flowmrd.simulation.sets import SetPlan, load_cases, parse_levels, plan_set, read_cases, write_set
 from flowmrd.simulation.subject import SubjectDocument, Visit, demo_subject, load_subject, write_subject
 from flowmrd.simulation.writing import (
     ByteOrder,
@@ -41,6 +42,7 @@ __all__ = [
     "Parameters",
     "PhenotypeDraw",
     "Profile",
+    "SetPlan",
     "Simulated",
     "SubjectDocument",
     "TargetStatus",
@@ -48,13 +50,18 @@ __all__ = [
     "WrittenFiles",
     "demo_subject",
     "labels_frame",
+    "load_cases",
     "load_immunophenotype",
     "load_profile",
     "load_subject",
+    "parse_levels",
+    "plan_set",
+    "read_cases",
     "simulate",
     "simulate_case",
     "simulate_marrow",
     "tube_ids",
+    "write_set",
     "write_simulated",
     "write_subject",
     "written_files",

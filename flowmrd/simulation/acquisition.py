@@ -706,7 +706,7 @@ def _truth(loaded: LoadedProfile, sample: _Sample, labels: Labels, seed: int) ->
         "simulator_version": SIMULATOR_VERSION,
         "numpy_version": np.__version__,
         "seed": seed,
-        "parameters": parameter_record(parameters),
+        "parameters": {**parameter_record(parameters), "blasts": sample.level},
         "profile": {
             "tube": profile.profile.tube,
             "version": profile.profile.version,

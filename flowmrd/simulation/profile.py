@@ -295,6 +295,23 @@ class Beads(_Document):
     signal: Pair
 
 
+class SetDesign(_Document):
+    """What a labelled set is made of: scenarios with their weights, levels, and how the therapy's target is lost.
+
+    `lost_share` of the positives have one of `lost_status`, in scenarios of `lost`; patients of the scenarios `treated`
+    have had that therapy; `diagnosis` is the scenario of files at diagnosis.
+    """
+
+    negative: Mapping[str, float]
+    positive: Mapping[str, float]
+    levels: Floats
+    lost: Mapping[str, float]
+    lost_share: Fraction
+    lost_status: Annotated[tuple[str, ...], Field(strict=False)]
+    treated: Annotated[tuple[str, ...], Field(strict=False)]
+    diagnosis: str
+
+
 class Profile(_Document):
     """All numbers of one tube."""
 
@@ -312,6 +329,7 @@ class Profile(_Document):
     leukemia: Leukemia | None = None
     car: Car | None = None
     beads: Beads | None = None
+    set: SetDesign | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -481,6 +499,11 @@ def _cross_check(profile: Profile) -> Iterator[tuple[str, str]]:
         for marker in (*profile.leukemia.aberration, profile.leukemia.target.marker):
             if marker not in markers:
                 yield "leukemia", f"{marker!r} is not a marker of the tube"
+    if profile.set:
+        design = profile.set
+        for name in (*design.negative, *design.positive, *design.lost, *design.treated, design.diagnosis):
+            if name not in profile.scenario:
+                yield "set", f"{name!r} is not a scenario"
     if profile.car:
         for name in (*profile.car.t_cells, *profile.car.carriers):
             if name not in populations:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from flowmrd.cli import main
 from flowmrd.cli.simulate import command
 from flowmrd.fcs import read_fcs
+from flowmrd.simulation import read_cases
 
 
 def test_one_acquisition_is_three_files(tmp_path: Path) -> None:
@@ -41,12 +42,19 @@ def test_a_phenotype_file_is_used(tmp_path: Path) -> None:
         (["--blasts", "2"], "error: blasts: expected a fraction between 0 and 1 (1e-4 is 0.01 %), got 2.0"),
         (["--tube", "x"], "error: tube: unknown tube 'x' (one of: aieop-bfm-syto, ball-mrd-10c"),
         (["--scenario", "x", "--tube", "tbnk"], "error: scenario: tube 'tbnk' has no scenario 'x'"),
-        (["--phenotype", "x"], "error: --phenotype: no file 'x' (random, hard, or a TOML/JSON file)"),
+        (["--phenotype", "x"], "error: --phenotype: no file 'x' (random, hard, plain, or a TOML/JSON file)"),
         (["--cd19", "x"], "Error: Invalid value for '--cd19': 'x' is not one of"),
         (["--seed", "-1"], "error: seed: expected a whole number ≥ 0, got -1"),
         (["--name", "a/b"], "error: name: expected a plain file name, got 'a/b'"),
         (["--demo", "x"], "error: --demo: stands alone, without --subject and --out"),
         (["--reuse", "."], "error: --reuse: needs --subject or --demo"),
+        (["--levels", "1e-3"], "error: --levels: needs --negatives and --positives"),
+        (
+            ["--positives", "2", "--levels", "a,b"],
+            "error: levels: expected numbers with commas between them, got 'a,b'",
+        ),
+        (["--negatives", "2", "--name", "x"], "error: --name: cannot be combined with --negatives and --positives"),
+        (["--left-out", "CD99"], "error: left-out: no aberration 'CD99'"),
     ],
 )
 def test_a_usage_error_is_one_message_and_exit_code_2(
@@ -64,6 +72,25 @@ def test_a_usage_error_is_one_message_and_exit_code_2(
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_is_made_in_one_command_from_numbers_or_from_a_table(tmp_path: Path) -> None:
+    arguments = ["--negatives", "1", "--positives", "2", "--levels", "1e-2,1e-1", "--events", "400", "--seed", "3"]
+    result = CliRunner().invoke(command, [*arguments, "--left-out", "CD58", "--out", str(tmp_path / "set")])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == str(tmp_path / "set" / "cases.csv")
+    rows = read_cases(tmp_path / "set" / "cases.csv")
+    assert sorted(float(row["level"]) for row in rows) == [0.0, 0.01, 0.1]
+    assert not any("CD58" in row["aberrations"] for row in rows)
+    table = tmp_path / "table.csv"
+    table.write_text("name,blasts\na,0.1\nb,\n", encoding="utf-8")
+    arguments = ["--cases", str(table), "--events", "300", "--tube", "aieop-bfm-syto", "--out", str(tmp_path / "table")]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert [(row["name"], row["tube"]) for row in read_cases(tmp_path / "table" / "cases.csv")] == [
+        ("a", "aieop-bfm-syto"),
+        ("b", "aieop-bfm-syto"),
+    ]
 
 
 def test_options_that_a_subject_document_would_override_are_refused(tmp_path: Path) -> None:
