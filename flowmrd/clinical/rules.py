@@ -405,7 +405,7 @@ def _faults(document: CriteriaDocument, source: str) -> list[InputError]:
         where: list[str | int] = ["fact", i]
         if fact.name in known or fact.name in AFTER:
             found.append((key_path([*where, "name"]), f"the name {fact.name!r} is taken", "choose another"))
-        found.extend(_total_faults(fact.case, [*where, "case"], "case"))
+        found.extend(_total_faults([len(case.all) + len(case.any) for case in fact.case], [*where, "case"], "case"))
         found.extend(_unique_faults([case.id for case in fact.case], [*where, "case"]))
         for j, case in enumerate(fact.case):
             found.extend(_clause_faults(case, [*where, "case", j], known))
@@ -440,8 +440,7 @@ def _visit_faults(document: CriteriaDocument) -> Iterator[tuple[str, str, str]]:
         if not visit.first_day <= visit.target_day <= visit.last_day:
             yield (
                 key_path(["visit", i]),
-                "expected first_day <= target_day <= last_day; "
-                f"got {visit.first_day}, {visit.target_day}, {visit.last_day}",
+                f"expected target_day from {visit.first_day} to {visit.last_day}; got {visit.target_day}",
                 "",
             )
         if visit.first_day <= 0:
@@ -474,7 +473,7 @@ def _key_faults(document: CriteriaDocument) -> Iterator[tuple[str, str, str]]:
 def _rule_faults(document: CriteriaDocument, known: Mapping[str, FieldSpec]) -> Iterator[tuple[str, str, str]]:
     yield from _unique_faults([rule.id for rule in document.rule], ["rule"])
     # Rules that a key switches off must not leave a hole at the end.
-    yield from _total_faults(document.rule, ["rule"], "rule")
+    yield from _total_faults([len(rule.all) + len(rule.any) for rule in document.rule], ["rule"], "rule")
     for i, rule in enumerate(document.rule):
         where: list[str | int] = ["rule", i]
         yield from _clause_faults(rule, where, known)
@@ -500,19 +499,17 @@ def _rule_faults(document: CriteriaDocument, known: Mapping[str, FieldSpec]) -> 
         )
 
 
-def _total_faults(
-    rows: Sequence[Case] | Sequence[Rule], where: Sequence[str | int], word: str
-) -> Iterator[tuple[str, str, str]]:
-    for i, row in enumerate(rows):
-        free = not row.all and not row.any
-        last = i == len(rows) - 1
-        if last and not free:
+def _total_faults(clauses: Sequence[int], where: Sequence[str | int], word: str) -> Iterator[tuple[str, str, str]]:
+    """Only the last row has no clause, so that exactly one always fires."""
+    for i, count in enumerate(clauses):
+        last = i == len(clauses) - 1
+        if last and count:
             yield (
                 key_path([*where, i]),
-                f"expected a last {word} without clauses, so that one always fires; got {len(row.all) + len(row.any)}",
+                f"expected a last {word} without clauses, so that one always fires; got {count}",
                 "",
             )
-        if free and not last:
+        if not last and not count:
             yield (
                 key_path([*where, i]),
                 f"expected at least one clause; a {word} without clauses hides those after it",

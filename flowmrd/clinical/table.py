@@ -406,7 +406,7 @@ def _repeated(rows: Sequence[Assessment], visit: Visit, fault: Any) -> Iterator[
     scheduled = [one for one in same if one.day is None or visit.holds(one.day)]
     for first, one in pairwise(scheduled):
         both = first.bm_status == one.bm_status == "done" and first.day is not None and one.day is not None
-        code = "TWO_MARROWS_IN_WINDOW" if both else "DUPLICATE_VISIT"
+        code = "TWO_MARROWS_IN_WINDOW" if both else "DUPLICATE_ROW"
         yield fault(
             one.row,
             "timepoint",
@@ -420,7 +420,7 @@ def _repeated(rows: Sequence[Assessment], visit: Visit, fault: Any) -> Iterator[
             yield fault(
                 one.row,
                 "day",
-                f"DUPLICATE_VISIT: expected one row for day {one.day}; got another in row {seen[one.day]}",
+                f"DUPLICATE_ROW: expected one row for day {one.day}; got another in row {seen[one.day]}",
             )
         seen[one.day] = one.row
 
@@ -463,7 +463,7 @@ def _findings(read: Sequence[Assessment], visits: Sequence[Visit], limits: _Limi
         elif first.death_day is None:
             yield warning(
                 "LAST_CONTACT_MISSING",
-                "last_contact_day is empty: survival is censored at the last visit; without one the patient is left out.",
+                "last_contact_day is empty: survival ends at the last visit; without one the patient is left out.",
                 first.row,
             )
         yield from _window_findings(rows, visits, warning)
