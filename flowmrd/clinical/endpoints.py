@@ -157,8 +157,8 @@ def _findings(subjects: Sequence[Subject]) -> list[QcFinding]:
             QcFinding(
                 level=Level.WARNING,
                 code="REMISSION_AFTER_ALLOSCT",
-                message=f"{len(late)} of {len(subjects)} patients reached their first remission after alloSCT. They are "
-                "in the disease-free survival population as it is defined, censored at alloSCT: look whether they belong.",
+                message=f"{len(late)} of {len(subjects)} patients reached their first remission after alloSCT. They "
+                "stay in the disease-free survival population, censored at alloSCT: look whether they belong there.",
             )
         )
     lost = sum(one.followed_to is None for one in subjects)
