@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowmrd.cytometry.events import EventSource, resolve_panel
-from flowmrd.cytometry.transforms import Logicle
+from flowmrd.cytometry.transforms import Biex, Bounded, Logicle
 from flowmrd.errors import ExportError
 from flowmrd.fcs import Channel, FcsFile, Spillover, read_fcs, write_fcs
-from flowmrd.gating.engine import apply_template
+from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, Nothing, Polygon, Rectangle, Whole
-from flowmrd.gating.interop.as_template import to_template
+from flowmrd.gating.interop.as_template import ConvertedTemplate, to_template
 from flowmrd.gating.interop.document import (
     FROM_FILE,
     Dimension,
@@ -25,39 +27,42 @@ from flowmrd.gating.interop.document import (
 )
 from flowmrd.gating.interop.export import export_gatingml, strategy_of, write_gatingml
 from flowmrd.gating.interop.gatingml import read_gatingml
-from flowmrd.gating.interop.vendor_scales import Clipped, FlowJoBiex, FlowJoLinear
-from flowmrd.gating.template import find_template, load_template
+from flowmrd.gating.interop.vendor_scales import (
+    Clipped,
+    FlowJoLinear,
+    FlowJoLog,
+    diva_biexponential,
+    diva_linear,
+    diva_log,
+    flowjo_biex,
+)
+from flowmrd.gating.template import find_template, load_template, template_paths
 
-SAMPLES = {
-    "aieop-bfm-syto": "",
-    "ball-mrd-10c": "blasts-1e-2.fcs",
-    "ball-mrd-post-cd19": "blasts-cd19-negative.fcs",
-    "tbnk": "tbnk.fcs",
-    "cart-persistence": "cart-persistence.fcs",
-}
-
-
-def sample_of(template: str, repository: Path) -> Path:
-    if SAMPLES[template]:
-        return repository / "sample_fcs" / SAMPLES[template]
-    path = repository.parent / "shared" / "fcs" / "ball_mrd_real" / "47333tubeB10001.fcs"
-    if not path.is_file():
-        pytest.skip("the real marrows (shared/fcs) are not beside the repository")
-    return path
+Make = Callable[..., Path]
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_shipped_template_as_placed_reads_back_with_identical_members(
-    name: str, repository: Path, tmp_path: Path
+@pytest.mark.parametrize("name", sorted(template_paths()))
+def test_every_shipped_template_as_placed_reads_back_with_identical_members(
+    name: str, make_tube: Make, tmp_path: Path
 ) -> None:
+    round_trip(make_tube(name, events=20_000), name, tmp_path)
+
+
+def test_a_template_placed_on_a_real_marrow_reads_back_with_identical_members(shared_fcs: Path, tmp_path: Path) -> None:
+    round_trip(shared_fcs / "ball_mrd_real" / "47333tubeB10001.fcs", "aieop-bfm-syto", tmp_path)
+
+
+def round_trip(path: Path, name: str, folder: Path) -> None:
+    """Export a template's placed gates and compare the members event by event, read by us and by FlowKit."""
     flowkit = pytest.importorskip("flowkit")
-    path = sample_of(name, repository)
     fcs = read_fcs(path)
     template = find_template(name)
     source = EventSource(
         fcs, resolve_panel(template.channel, fcs.channels, tube=name), template.channel, spillover=fcs.spillover
     )
     result = apply_template(source, template)
+    # Members that agree because there are none would prove nothing.
+    assert sum(count > 0 for count in result.counts.values()) > 0.6 * len(result.counts)
     data = write_gatingml(strategy_of(result, source, fcs))
     assert data == write_gatingml(strategy_of(result, source, fcs))
     again = read_gatingml(data, "export.xml")
@@ -65,7 +70,7 @@ def test_a_shipped_template_as_placed_reads_back_with_identical_members(
     ours = {one.name: evaluation.memberships.mask(one.path) for one in again.gates}
     for population in result.counts:
         assert np.array_equal(ours[population], result.memberships.mask(population)), population
-    document = tmp_path / "export.xml"
+    document = folder / "export.xml"
     document.write_bytes(data)
     sample = flowkit.Sample(str(path), sample_id="x", ignore_offset_error=True, subsample=1)
     theirs = flowkit.parse_gating_xml(str(document)).gate_sample(sample)
@@ -142,7 +147,7 @@ def test_every_kind_of_gate_is_written(fcs: FcsFile) -> None:
 @pytest.mark.parametrize(
     "scale",
     [
-        FlowJoBiex(top=262144.0, positive=4.5, negative=0.5, width=-100.0),
+        flowjo_biex(top=262144.0, positive=4.5, negative=0.5, width=-100.0),
         FlowJoLinear(low=-2000.0, high=250000.0),
         Clipped(scale=FlowJoLinear(low=0.0, high=262144.0)),
         Clipped(scale=Logicle(T=262144.0, W=0.7, M=4.5)),
@@ -165,7 +170,7 @@ def test_a_scale_of_another_program_is_written_with_the_same_members(scale: Scal
 
 
 def test_an_ellipse_on_a_scale_that_the_standard_lacks_becomes_a_polygon_and_is_said(fcs: FcsFile) -> None:
-    one = strategy({"/e": ("", ELLIPSE)}, {"a": FlowJoBiex(top=262144.0, positive=4.5, negative=0.0, width=-10.0)})
+    one = strategy({"/e": ("", ELLIPSE)}, {"a": flowjo_biex(top=262144.0, positive=4.5, negative=0.0, width=-10.0)})
     data, findings = export_gatingml(one)
     assert [finding.code for finding in findings] == ["ELLIPSE_AS_POLYGON"]
     again = read_gatingml(data, "x")
@@ -221,3 +226,88 @@ def test_what_a_template_cannot_hold_is_listed_with_what_depends_on_it(fcs: FcsF
         "Gate c is left out: it needs /r, which is left out.",
     ]
     assert all(line.startswith("#") for line in converted.text.partition("\n\n")[0].splitlines())
+
+
+def made_into_a_template(one: ForeignStrategy, fcs: FcsFile, folder: Path) -> tuple[ConvertedTemplate, GatingResult]:
+    converted = to_template(one, template_id="t", fcs=fcs)
+    path = folder / "t.toml"
+    path.write_text(converted.text, encoding="utf-8")
+    template = load_template(path)
+    panel = resolve_panel(template.channel, fcs.channels, tube="t")
+    source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
+    return converted, apply_template(source, template)
+
+
+VENDOR_SCALES: dict[str, Scale] = {
+    "FlowJo biex": flowjo_biex(top=262144.0, positive=4.5, negative=0.5, width=-100.0),
+    "FlowJo log": FlowJoLog(offset=2.5, decades=4.7),
+    "FlowJo linear": FlowJoLinear(low=-2000.0, high=250000.0),
+    "Diva biexponential": diva_biexponential(300.0),
+    "Diva log": diva_log(),
+    "Diva linear": diva_linear(),
+}
+
+
+@pytest.mark.parametrize("name", VENDOR_SCALES)
+def test_gates_of_another_program_become_a_small_template_on_their_own_scale(
+    name: str, fcs: FcsFile, tmp_path: Path
+) -> None:
+    gates: dict[str, tuple[str, Gate]] = {
+        "/low": ("", box(0.0, 0.4)),
+        "/diamond": ("", DIAMOND),
+        "/diamond/ellipse": ("/diamond", ELLIPSE),
+        # Drawn to the border of the plot, where a clamped scale piles up what lies beyond.
+        "/corner": ("", Polygon(markers=("FL1", "FL2"), vertices=((0, 0), (0.7, 0), (0.5, 0.6), (0, 1)), closed=True)),
+    }
+    one = strategy(gates, {"a": VENDOR_SCALES[name]})
+    converted, result = made_into_a_template(one, fcs, tmp_path)
+    assert converted.complete
+    assert not converted.findings
+    assert len(converted.text) < 3000
+    assert 'method = "ellipse"' in converted.text
+    evaluation = evaluate(one, fcs)
+    for place, population in converted.names.items():
+        assert np.array_equal(result.memberships.mask(population), evaluation.memberships.mask(place)), population
+        assert 0 < result.counts[population] < fcs.event_count
+
+
+def test_ranges_of_linear_values_are_put_on_the_scale_that_their_channel_is_drawn_on(
+    fcs: FcsFile, tmp_path: Path
+) -> None:
+    """FlowJo stores ranges in linear values; a marker of a template has one scale."""
+    one = strategy({"/p": ("", DIAMOND)}, {"a": VENDOR_SCALES["FlowJo biex"]})
+    linear = replace(one.dimensions["FL1"], key="FL1 linear", scale=None, display="a")
+    ranges = ((-300.0, 2500.0), (-np.inf, 100.0), (5.0, np.inf), (-9e9, 100.0), (100.0, 9e9))
+    one = replace(
+        one,
+        dimensions={**one.dimensions, linear.key: linear},
+        gates=(
+            *one.gates,
+            *(
+                ForeignGate(
+                    name=f"r{i}",
+                    path=f"/r{i}",
+                    parent="",
+                    gate=Rectangle(markers=(linear.key,), low=(low,), high=(high,)),
+                )
+                for i, (low, high) in enumerate(ranges)
+            ),
+        ),
+    )
+    converted, result = made_into_a_template(one, fcs, tmp_path)
+    evaluation = evaluate(one, fcs)
+    for place, population in converted.names.items():
+        assert np.array_equal(result.memberships.mask(population), evaluation.memberships.mask(place)), population
+    # Sides beyond the ends of the scale stay linear values.
+    lines = converted.text.split("[[population]]")
+    assert ['channels = ["FL1-A (linear)"]' in line for line in lines[2:]] == [False, False, False, True, True]
+    assert 'channels = ["FL1-A"]' in lines[2]
+
+
+def test_a_polygon_that_reaches_beyond_an_open_scale_is_straightened_there_too(fcs: FcsFile) -> None:
+    reach = Polygon(markers=("FL1", "FL2"), vertices=((-0.3, 0.2), (0.6, -0.4), (1.4, 0.5), (0.4, 1.3)))
+    for scale in (Biex(T=262144.0, pos=4.5, neg=0.5, width=-100.0), Bounded(scale=Biex(T=9e4, pos=4.5), low=0.2)):
+        one = strategy({"/reach": ("", reach)}, {"a": scale})
+        data, findings = export_gatingml(one)
+        assert not findings
+        assert_same(one, read_gatingml(data, "x"), fcs)
