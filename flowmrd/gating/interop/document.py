@@ -61,10 +61,11 @@ class Dimension:
     """One axis of gates: a channel (or a ratio of two), its compensation, and its scale.
 
     `channel` is a `$PnN`, a `$PnS`, or a fluorochrome of the matrix. `compensation` is `FCS`, `uncompensated` or a
-    matrix id; `scale` the id of a scale, `None` for linear values. `ratio` is (numerator, denominator, A, B, C) of
-    Gating-ML's fratio: A * (x - B) / (y - C), over the two channels; `ratio_bounds` cut the ratio off before the scale
-    sees it. With `ticks` a time channel has the file's own units divided by `$PnG`, which is what FCS calls its scale
-    values and Gating-ML gates on (4.2); without, seconds (`$TIMESTEP`), as FlowJo and our templates have it.
+    matrix id; `scale` the id of a scale, `None` for linear values, which `display` then is drawn on. `ratio` is
+    (numerator, denominator, A, B, C) of Gating-ML's fratio: A * (x - B) / (y - C), over the two channels;
+    `ratio_bounds` cut the ratio off before the scale sees it. With `ticks` a time channel has the file's own units
+    divided by `$PnG`, which is what FCS calls its scale values and Gating-ML gates on (4.2); without, seconds
+    (`$TIMESTEP`), as FlowJo and our templates have it.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Dimension:
     scale: str | None = None
     ratio: tuple[str, str, float, float, float] | None = None
     ratio_bounds: tuple[float, float] = (-math.inf, math.inf)
+    display: str | None = None
     ticks: bool = False
 
 

@@ -6,18 +6,17 @@ name stands beside the id in `custom_info`, from which our reader takes it back.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import EventSource
-from flowmrd.cytometry.transforms import Arcsinh, Bounded, Hyperlog, Linear, Log, Logicle, Transform
+from flowmrd.cytometry.transforms import Arcsinh, Biex, Bounded, Linear, Log, Logicle, Transform
 from flowmrd.errors import ExportError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile
 from flowmrd.fcs.fcsfile import channel_kind
@@ -53,6 +52,8 @@ _FILE_KEYWORDS = {"$SPILLOVER", "SPILL", "SPILLOVER", "$COMP"}
 _ID = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # A scale that the standard lacks is straightened: edges of a polygon are cut where they cross one of so many steps.
 _STEPS = 4096
+# Beyond the axis only so far, in lengths of it.
+_BEYOND = 2.0
 _FAR = 1e30
 _NEARLY = 1e-12
 _ELLIPSE_POINTS = 1024
@@ -140,16 +141,22 @@ def _digits(value: float) -> str:
 # ------------------------------------------------------------------------------- scales that the standard does not have
 
 
-def portable(strategy: ForeignStrategy) -> tuple[ForeignStrategy, tuple[QcFinding, ...]]:
-    """Return a strategy whose scales are all Gating-ML's, with the same members, and what that cost.
+def portable(
+    strategy: ForeignStrategy, *, known: Callable[[Scale], Transform | None] | None = None
+) -> tuple[ForeignStrategy, tuple[QcFinding, ...]]:
+    """Return a strategy whose scales are all known, with the same members, and what that cost.
 
-    A gate on a scale that only the foreign program has is drawn again on linear values: the sides of a rectangle become
-    the first value on the other side, the edges of a polygon are cut into pieces that are straight on both scales. An
-    ellipse there becomes a polygon, and other gates are left out; both are findings.
+    A gate on another scale is drawn again on linear values: the sides of a rectangle become the first value on the
+    other side, the edges of a polygon are cut into pieces that are straight on both scales. An ellipse there becomes a
+    polygon, and other gates are left out; both are findings.
+
+    Parameters
+    ----------
+    known : gives the same scale in a form that is known, or nothing; `standard_scale` by default
     """
     scales: dict[str, Scale] = {}
     for key, scale in strategy.scales.items():
-        native = native_scale(scale)
+        native = (known or standard_scale)(scale)
         if native is not None:
             scales[key] = native
     foreign = {key for key, one in strategy.dimensions.items() if one.scale is not None and one.scale not in scales}
@@ -186,26 +193,33 @@ def _finding(code: str, message: str, where: str) -> QcFinding:
     return QcFinding(level=Level.WARNING, code=code, message=message, where=where)
 
 
+def standard_scale(scale: Scale) -> Transform | None:
+    """Return the same scale with parameters that Gating-ML has, or nothing."""
+    native = native_scale(scale)
+    inner = native.scale if isinstance(native, Bounded) else native
+    return None if isinstance(inner, Biex) else native
+
+
 def native_scale(scale: Scale) -> Transform | None:
-    """Return the same scale with parameters that Gating-ML and our templates have, or nothing."""
+    """Return the same scale with parameters that our templates have, or nothing."""
     from flowmrd.gating.interop import vendor_scales as vendor
 
-    if isinstance(scale, Logicle | Hyperlog | Arcsinh | Linear | Log | Bounded):
+    if isinstance(scale, Transform):
         return scale
     low, high = -math.inf, math.inf
     if isinstance(scale, vendor.Clipped):
         low, high, scale = scale.low, scale.high, scale.scale
-    inner: Logicle | Arcsinh | Linear | Log
+    inner: Transform
     match scale:
         case Logicle() | Arcsinh():
             inner = scale
-        # Only where the arithmetic is the same to the last bit.
-        case vendor.FlowJoLinear(low=bottom, high=top, gain=gain) if bottom == 0 and gain == 1 and top > 0:
-            inner = Linear(T=top)
+        # The arithmetic is the same, to the last bit for lines.
+        case vendor.FlowJoLinear(low=bottom, high=top, gain=gain) if gain == 1 and 0 <= -bottom <= top:
+            inner = Linear(T=top, A=0.0 - bottom)
         case vendor.LogBelowTop(top=top, decades=decades):
             inner, low = Log(T=top, M=decades), max(low, 0.0)
-        case vendor.FlowJoLog(offset=offset, decades=decades) if offset == 1:
-            inner, low = Log(T=10.0**decades, M=decades), max(low, 0.0)
+        case vendor.FlowJoLog(offset=offset, decades=decades):
+            inner, low = Log(T=offset * 10.0**decades, M=decades), max(low, 0.0)
         case _:
             return None
     return inner if (low, high) == (-math.inf, math.inf) else Bounded(scale=inner, low=low, high=high)
@@ -302,7 +316,7 @@ def _bent(
     What is clamped to an end of a scale lies beyond every linear value there. So a piece beyond an end, or along one
     whose events are inside, is drawn at `_FAR`.
     """
-    tables = [_table(own[marker]) if marker in own else None for marker in markers]
+    ways = [_way(own[marker]) if marker in own else None for marker in markers]
     points: list[tuple[float, float]] = []
 
     def add(x: float, y: float) -> None:
@@ -313,55 +327,70 @@ def _bent(
             points.append((x, y))
 
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        cuts = {0.0, 1.0}
-        for axis, table in enumerate(tables):
-            if table is None or len(table) == 2 or start[axis] == end[axis]:
-                continue
-            a, b = start[axis] * _STEPS, end[axis] * _STEPS
-            steps = np.arange(max(math.floor(min(a, b)) + 1, 0), min(math.ceil(max(a, b)), _STEPS + 1))
-            cuts.update(float(t) for t in (steps - a) / (b - a) if 0.0 < t < 1.0)
-        ordered = [start + t * (end - start) if t < 1.0 else end for t in sorted(cuts)]
-        for before, after in itertools.pairwise(ordered):
-            ends = [_ends(float(before[i]), float(after[i]), table, closed) for i, table in enumerate(tables)]
-            add(ends[0][0], ends[1][0])
-            add(ends[0][1], ends[1][1])
+        cuts = [np.array([0.0, 1.0])]
+        for axis, way in enumerate(ways):
+            if way is not None and not way.straight and start[axis] != end[axis]:
+                cuts.append((way.steps(start[axis], end[axis]) - start[axis]) / (end[axis] - start[axis]))
+        share = np.unique(np.concatenate(cuts))
+        share = share[(share >= 0.0) & (share <= 1.0)]
+        places = start + share[:, None] * (end - start)
+        places[-1] = end
+        before, after = zip(*(_pieces(places[:, i], way, closed) for i, way in enumerate(ways)), strict=True)
+        for x0, y0, x1, y1 in zip(*before, *after, strict=True):
+            add(float(x0), float(y0))
+            add(float(x1), float(y1))
     return tuple(points)
 
 
-def _ends(before: float, after: float, table: _Table | tuple[float, float] | None, closed: bool) -> tuple[float, float]:  # noqa: FBT001
-    """Return the linear values of a piece's two ends along one axis."""
-    if table is None:
-        return before, after
-    if len(table) == 2:
-        zero, one = table
-        return zero + before * (one - zero), zero + after * (one - zero)
-    values, low, high = table
+def _pieces(places: F64, way: _Way | None, closed: bool) -> tuple[F64, F64]:  # noqa: FBT001
+    """Return the linear values at the beginning and the end of each piece, along one axis."""
+    if way is None:
+        return places[:-1], places[1:]
+    values = way.value(places)
+    before, after = values[:-1].copy(), values[1:].copy()
     # Cutting leaves a billionth of a step of rounding at the ends of the scale.
-    least, most = min(before, after), max(before, after)
-    if low and most <= _NEARLY:
-        return -_FAR, -_FAR
-    if high and least >= 1.0 - _NEARLY and (closed or most > 1.0 + _NEARLY):
-        return _FAR, _FAR
-    near = np.interp(np.array([before, after]) * _STEPS, np.arange(_STEPS + 1), values)
-    return float(near[0]), float(near[1])
+    least, most = np.minimum(places[:-1], places[1:]), np.maximum(places[:-1], places[1:])
+    under = most <= way.low + _NEARLY
+    over = least >= way.high - _NEARLY
+    if not closed:
+        over &= most > way.high + _NEARLY
+    for side, far in ((under, -_FAR), (over, _FAR)):
+        before[side] = after[side] = far
+    return before, after
 
 
-_Table = tuple[F64, bool, bool]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """From positions on a scale to linear values; what lies beyond `low` and `high` is clamped there."""
+
+    value: Callable[[F64], F64]
+    low: float
+    high: float
+    straight: bool = False
+
+    def steps(self, start: float, end: float) -> F64:
+        """Return where an edge is cut: at the steps that it crosses, and where the scale ends."""
+        least, most = min(start, end), max(start, end)
+        low, high = max(least, self.low, -_BEYOND), min(most, self.high, 1.0 + _BEYOND)
+        steps = np.arange(math.floor(low * _STEPS) + 1, math.ceil(high * _STEPS)) / _STEPS
+        return np.concatenate([steps, [v for v in (self.low, self.high) if least < v < most]])
 
 
-def _table(scale: Scale) -> _Table | tuple[float, float]:
-    """Return the linear value at each step, and whether the scale is clamped at either end; of a line, its ends."""
+def _way(scale: Scale) -> _Way:
     line = _affine(scale)
     if line is not None:
-        return line
-    inverse = getattr(scale, "inverse", None)
-    steps = np.arange(_STEPS + 1) / _STEPS
+        zero, one = line
+        return _Way(value=lambda y: zero + y * (one - zero), low=-math.inf, high=math.inf, straight=True)
+    ends = np.asarray(scale.forward(np.array([-_FAR, -_FAR / 10, _FAR / 10, _FAR])), np.float64)
+    low = float(ends[0]) if ends[0] == ends[1] else -math.inf
+    high = float(ends[3]) if ends[3] == ends[2] else math.inf
+    inner = getattr(scale, "scale", scale)
+    inverse = getattr(inner, "inverse", None)
     if inverse is not None:
-        values = np.asarray(inverse(steps), np.float64)
-    else:
-        values = np.array([first_at(scale, float(step)) for step in steps])
-    clamped = scale.forward(np.array([-_FAR, _FAR]))
-    return values, bool(clamped[0] >= 0.0), bool(clamped[1] <= 1.0)
+        return _Way(value=lambda y: np.asarray(inverse(np.clip(y, low, high)), np.float64), low=low, high=high)
+    steps = np.arange(_STEPS + 1) / _STEPS
+    values = np.array([first_at(scale, float(step)) for step in steps])
+    return _Way(value=lambda y: np.asarray(np.interp(y, steps, values)), low=low, high=high)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

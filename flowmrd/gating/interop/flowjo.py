@@ -29,7 +29,7 @@ from flowmrd.gating.interop.document import (
     Matrix,
     Scale,
 )
-from flowmrd.gating.interop.vendor_scales import BINS, FlowJoBiex, FlowJoLinear, FlowJoLog
+from flowmrd.gating.interop.vendor_scales import BINS, FlowJoLinear, FlowJoLog, flowjo_biex
 from flowmrd.gating.interop.xml import local, parse_xml
 
 KIND = "flowjo"
@@ -362,7 +362,7 @@ def _scale(element: Element) -> Scale:
         case "log":
             return FlowJoLog(offset=_number(element, "offset"), decades=_number(element, "decades"))
         case "biex":
-            return FlowJoBiex(
+            return flowjo_biex(
                 top=_number(element, "maxRange"),
                 positive=_number(element, "pos"),
                 negative=_number(element, "neg"),
@@ -541,7 +541,10 @@ def _dimension(reading: _Reading, element: Element, *, scaled: bool) -> str:
         compensation = FROM_FILE if reading.matrix is None else reading.matrix.id
     elif reading.matrix is not None and not (prefix or suffix) and name in reading.matrix.fluorochromes:
         compensation = reading.matrix.id
-    reading.dimensions[key] = Dimension(key=key, channel=channel, compensation=compensation, scale=scale)
+    display = name if name in reading.scales else None
+    reading.dimensions[key] = Dimension(
+        key=key, channel=channel, compensation=compensation, scale=scale, display=display
+    )
     return key
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.transforms import Arcsinh, Logicle
+from flowmrd.cytometry.transforms import Arcsinh, Biex, Bounded, Logicle
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.engine import Memberships
 from flowmrd.gating.gates import Boolean, Mask, contains, gate_markers
@@ -24,8 +24,6 @@ F64 = NDArray[np.float64]
 # Key of `ForeignGate.info` that says over how many display channels the foreign program rasterises the gate.
 BINS = "bins"
 
-_LN10 = math.log(10.0)
-_BIEX_CHANNELS = 4096
 DIVA_CHANNELS = 4096
 DIVA_DECADES = 4.5
 # Diva draws gates from 0 to the last channel; what piles up there is kept this far (channels) inside such an edge.
@@ -55,6 +53,10 @@ class FlowJoLinear:
         """Linear values to 0 … 1 of the axis."""
         return _given((np.asarray(x, np.float64) * self.gain - self.low) / (self.high - self.low), out)
 
+    def inverse(self, y: F64) -> F64:
+        """0 … 1 of the axis to linear values."""
+        return np.asarray((np.asarray(y, np.float64) * (self.high - self.low) + self.low) / self.gain)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowJoLog:
@@ -72,87 +74,17 @@ class FlowJoLog:
         y = np.maximum(np.asarray(x, np.float64), self.offset) / self.offset
         return _given(np.log10(y) / self.decades, out)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowJoBiex:
-    """FlowJo's biexponential: a table of 4097 channels, linear between them, clamped at both ends.
-
-    Channel k of n holds the value `top / exp(P) * (exp(k P / n) - s exp(-k N / n) - c)`, where P is the positive range
-    in natural logarithms, N the root of `2 ln(N / P) + w (P + N) = 0`, and s, c make the curve pass through zero with
-    a symmetric slope at the zero channel; below it the table is the mirror image.
-
-    Parameters
-    ----------
-    top : value at the last channel (`maxRange`)
-    positive : decades above zero (`pos`)
-    negative : extra decades below zero (`neg`)
-    width : width basis (`width`), a negative value
-
-    References
-    ----------
-    Parks DR, Roederer M, Moore WA. A new "Logicle" display method avoids deceptive effects of logarithmic scaling for
-    low signals and compensated data. Cytometry A 2006;69:541-551. Checked against FlowKit's table in the tests.
-    """
-
-    top: float
-    positive: float
-    negative: float
-    width: float
-    _values: F64 = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("top", "positive", "negative", "width"):
-            _require(math.isfinite(getattr(self, name)), f"{name} finite", self)
-        _require(self.top > 0 and self.positive > 0 and self.width < 0, "top > 0, positive > 0, width < 0", self)
-        object.__setattr__(self, "_values", _biex_table(self.top, self.positive, self.negative, self.width))
-
-    def forward(self, x: F64, out: F64 | None = None) -> F64:
-        """Linear values to 0 … 1 of the axis."""
-        channel = np.interp(np.asarray(x, np.float64), self._values, np.arange(self._values.size, dtype=np.float64))
-        return _given(channel / _BIEX_CHANNELS, out)
-
     def inverse(self, y: F64) -> F64:
         """0 … 1 of the axis to linear values."""
-        channels = np.asarray(y, np.float64) * _BIEX_CHANNELS
-        return np.asarray(np.interp(channels, np.arange(self._values.size, dtype=np.float64), self._values))
+        return np.asarray(self.offset * np.power(10.0, np.asarray(y, np.float64) * self.decades))
 
 
-def _biex_table(top: float, positive: float, negative: float, width: float) -> F64:
-    half_width = math.log10(-width) / 2.0
-    above = positive - half_width
-    below = max(negative, 0.0) + half_width
-    _require(above > 0, "width basis below 10 ** (2 pos)", f"width {width:g}, pos {positive:g}")
-    zero = int(min(int(below * _BIEX_CHANNELS / (below + above)), _BIEX_CHANNELS / 2))
-    if zero > 0:
-        above = below * _BIEX_CHANNELS / zero
-    share = half_width / above
-    rise = _LN10 * above
-    fall = _fall(rise, share)
-    k = np.arange(_BIEX_CHANNELS + 1, dtype=np.float64) / (_BIEX_CHANNELS + 1)
-    up, down = np.exp(k * rise), np.exp(-k * fall) * math.exp((rise + fall) * (share + below / above))
-    values = top / math.exp(rise) * (up - down - (up[zero] - down[zero]))
-    values[:zero] = -values[2 * zero : zero : -1]
-    _require(
-        bool(np.all(np.isfinite(values)) and np.all(np.diff(values) > 0)), "an increasing curve", (width, positive)
-    )
-    values.flags.writeable = False
-    return np.asarray(values)
+def flowjo_biex(*, top: float, positive: float, negative: float, width: float) -> Bounded:
+    """Return FlowJo's biexponential axis (`maxRange`, `pos`, `neg`, `width`), which ends where its table does."""
+    return Bounded(scale=Biex(T=top, pos=positive, neg=negative, width=width), low=0.0, high=1.0)
 
 
-def _fall(rise: float, share: float) -> float:
-    """Solve `2 ln(d / rise) + share (d + rise) = 0` for 0 < d <= rise by bisection."""
-    if share <= 0:
-        return rise
-    low, high = 0.0, rise
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        if 2.0 * math.log(middle / rise) + share * (middle + rise) > 0:
-            high = middle
-        else:
-            low = middle
-    return 0.5 * (low + high)
+FlowJoBiex = flowjo_biex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +119,10 @@ class LogBelowTop:
         """Linear values to 0 … 1 of the axis."""
         y = np.maximum(np.asarray(x, np.float64), self.top * 10.0**-self.decades)
         return _given(np.log10(y / self.top) / self.decades + 1.0, out)
+
+    def inverse(self, y: F64) -> F64:
+        """0 … 1 of the axis to linear values."""
+        return np.asarray(self.top * np.power(10.0, (np.asarray(y, np.float64) - 1.0) * self.decades))
 
 
 def diva_biexponential(scale_value: float, *, top: float = 262144.0) -> Clipped:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.transforms import Arcsinh, Bounded, Linear, Log, Logicle, Transform, make_transform, ticks
+from flowmrd.cytometry.transforms import Arcsinh, Biex, Bounded, Linear, Log, Logicle, Transform, make_transform, ticks
 
 STANDARD = Logicle(T=262144.0, W=0.5, M=4.5)
 EVERY_KIND: tuple[Transform, ...] = (
@@ -22,6 +22,7 @@ EVERY_KIND: tuple[Transform, ...] = (
     Arcsinh(T=262144.0, M=4.5, A=1.0),
     Linear(T=262144.0, A=1000.0),
     Log(T=10000.0, M=4.0),
+    Biex(T=262144.0, pos=4.418539922, neg=0.5, width=-30.0),
 )
 
 
@@ -77,7 +78,8 @@ def test_nan_stays_nan_and_top_becomes_one(scale: Transform) -> None:
     assert not isinstance(scale, Bounded)
     result = scale.forward([np.nan, scale.T, np.inf])
     assert np.isnan(result[0])
-    assert result[1] == pytest.approx(1.0, abs=1e-11)
+    # The last channel of FlowJo's table holds a little less than the top.
+    assert result[1] == pytest.approx(1.0, abs=1e-3 if isinstance(scale, Biex) else 1e-11)
     assert result[2] == np.inf
 
 
@@ -123,10 +125,16 @@ def test_parameters_round_trip_through_make_transform_and_pickle(scale: Transfor
     ("params", "message"),
     [
         (
-            {"kind": "biex", "T": 1.0},
-            "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got 'biex'",
+            {"kind": "vlog", "T": 1.0},
+            "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log, biex; got 'vlog'",
         ),
-        ({"T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log; got None"),
+        ({"T": 1.0}, "transform kind: expected one of logicle, hyperlog, arcsinh, linear, log, biex; got None"),
+        ({"kind": "biex", "T": 1e5, "pos": 4.0, "width": 10.0}, "transform biex: expected width < 0; got 10"),
+        ({"kind": "biex", "T": 1e5, "pos": 0.0}, "transform biex: expected pos > 0; got 0"),
+        (
+            {"kind": "biex", "T": 1e5, "pos": 1.0, "width": -1e5},
+            "transform biex: expected width > -10 ** (2 pos); got -100000",
+        ),
         ({"kind": "log", "T": 1.0}, "transform log: expected parameters T, M; missing M"),
         ({"kind": "linear", "T": 1.0, "W": 1.0}, "transform linear: expected parameters T, A; got W"),
         ({"kind": "linear", "T": "wide"}, "transform linear: expected T as a number; got 'wide'"),
@@ -220,3 +228,35 @@ def test_a_hyperlog_goes_there_and_back_and_a_bound_cuts_it_off() -> None:
 def test_a_bound_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="expected boundMin as a number; got 'low'"):
         make_transform({"kind": "linear", "T": 1.0, "boundMin": "low"})
+
+
+BIEX = [(262144.0, 4.418539922, 0.0), (100000.0, 4.0, 1.0), (4194304.0, 5.6, 0.3)]
+
+
+@pytest.mark.parametrize("width", [-1.0, -3.98, -10.0, -100.0, -1000.0])
+@pytest.mark.parametrize(("top", "pos", "neg"), BIEX)
+def test_biex_is_flowkits_table_of_flowjo_within_its_ends_and_straight_beyond(
+    top: float, pos: float, neg: float, width: float
+) -> None:
+    from flowkit import transforms as flowkit
+
+    scale = Biex(T=top, pos=pos, neg=neg, width=width)
+    theirs = flowkit.WSPBiexTransform(negative=neg, width=width, positive=pos, max_value=top)
+    x = np.concatenate([-np.geomspace(0.1, top, 200)[::-1], [0.0], np.geomspace(0.1, 2 * top, 200)])
+    axis = make_transform({**scale.params(), "boundMin": 0.0, "boundMax": 1.0})
+    np.testing.assert_allclose(axis.forward(x) * 4096, theirs.apply(x), rtol=0, atol=1e-7)
+    assert np.all(np.diff(scale.forward(x)) > 0)
+    assert scale.inverse(scale.forward(x)) == pytest.approx(x, rel=1e-12, abs=1e-6)
+    ends = scale.inverse([-0.5, 0.0, 1.0, 1.5])
+    assert ends[0] < ends[1] < ends[2] < ends[3]
+
+
+def test_biex_spans_as_many_decades_as_it_says() -> None:
+    scale = Biex(T=262144.0, pos=4.5, neg=0.5, width=-10.0)
+    assert np.diff(scale.forward([1e4, 1e5]))[0] * scale.M == pytest.approx(1.0, abs=0.01)
+
+
+def test_biex_is_ticked_like_the_other_scales_of_decades() -> None:
+    major, minor = ticks(make_transform({"kind": "biex", "T": 262144.0, "pos": 4.418539922, "width": -100.0}), 0.0, 1.0)
+    assert [label for _, label in major] == ["−10³", "0", "10³", "10⁴", "10⁵"]
+    assert len(minor) > 20

@@ -13,7 +13,7 @@ from flowmrd.errors import InputError
 from flowmrd.fcs import Channel, FcsFile, read_fcs, write_fcs
 from flowmrd.gating.interop import flowjo
 from flowmrd.gating.interop.document import evaluate
-from flowmrd.gating.interop.vendor_scales import FlowJoBiex, FlowJoLog, binning_bound
+from flowmrd.gating.interop.vendor_scales import FlowJoLog, binning_bound, flowjo_biex
 
 SPACES = (
     'xmlns:gating="http://www.isac-net.org/std/Gating-ML/v2.0/gating" '
@@ -205,7 +205,7 @@ def test_the_biexponential_is_flowjos_table(width: float, top: float, positive: 
     from flowkit._models.transforms._wsp_transforms import WSPBiexTransform
 
     theirs = WSPBiexTransform(negative=negative, width=width, positive=positive, max_value=top)
-    ours = FlowJoBiex(top=top, positive=positive, negative=negative, width=width)
+    ours = flowjo_biex(top=top, positive=positive, negative=negative, width=width)
     x = np.concatenate([-np.geomspace(0.1, top, 200)[::-1], [0.0], np.geomspace(0.1, 2 * top, 200)])
     np.testing.assert_allclose(ours.forward(x) * 4096, theirs.apply(x), rtol=0, atol=1e-7)
 
@@ -215,7 +215,7 @@ def test_the_biexponential_is_flowjos_table(width: float, top: float, positive: 
 def test_flowjos_scales_never_decrease(values: list[float]) -> None:
     x = np.sort(np.array(values))
     for scale in (
-        FlowJoBiex(top=262144.0, positive=4.4, negative=0.0, width=-100.0),
+        flowjo_biex(top=262144.0, positive=4.4, negative=0.0, width=-100.0),
         FlowJoLog(offset=1.0, decades=5.0),
     ):
         assert np.all(np.diff(scale.forward(x)) >= 0)
