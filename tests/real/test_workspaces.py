@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flowmrd.fcs import FcsFile, read_fcs
+from flowmrd.cytometry.events import EventSource, resolve_panel
+from flowmrd.fcs import FcsFile, Spillover, read_fcs
+from flowmrd.gating.engine import apply_template
 from flowmrd.gating.gates import Rectangle
 from flowmrd.gating.interop import diva, flowjo, kaluza
+from flowmrd.gating.interop.as_template import to_template
 from flowmrd.gating.interop.document import Evaluation, ForeignStrategy, evaluate
 from flowmrd.gating.interop.vendor_scales import BINS, binning_bound
+from flowmrd.gating.template import load_template
 
 DIVA_47333 = {
     "P1": 88871,
@@ -110,6 +115,37 @@ def test_flowjos_counts_are_met_exactly_by_rectangles_and_within_the_raster_by_t
         # Real populations are off by less than one in five hundred; the hundred points on a line are all edge.
         if fcs.event_count > 100:
             assert difference <= max(5, one.count // 500), one.path
+
+
+@pytest.mark.parametrize(
+    ("reader", "document", "file"),
+    [
+        (flowjo, "workspaces/flowsom_mouse_spleen/gating.wsp", "workspaces/flowsom_mouse_spleen/68983.fcs"),
+        (flowjo, "abscount/CellCounts.wsp", "abscount/CellCounts4L-NY071-1.fcs"),
+        (diva, "ball_mrd_real/47333_diva.xml", "ball_mrd_real/47333tubeB10001.fcs"),
+        (diva, "workspaces/diva_canto/PE_2.xml", "workspaces/diva_canto/124500.fcs"),
+    ],
+)
+def test_a_document_becomes_a_small_template_that_holds_the_same_events(
+    shared_fcs: Path, tmp_path: Path, reader: object, document: str, file: str
+) -> None:
+    fcs = read_fcs(shared_fcs / file)
+    strategy, evaluation = gated(reader, shared_fcs / document, fcs)
+    converted = to_template(strategy, template_id="t", fcs=fcs)
+    assert converted.complete
+    assert not [one for one in converted.findings if one.code != "PULSE_COLUMNS_SWAPPED"]
+    assert len(converted.text) < 1000 * len(strategy.gates)
+    path = tmp_path / "t.toml"
+    path.write_text(converted.text, encoding="utf-8")
+    template = load_template(path)
+    panel = resolve_panel(template.channel, fcs.channels, tube="t")
+    assert converted.matrix is not None
+    channels, values = converted.matrix
+    spillover = Spillover(channels=channels, matrix=values, source="document")
+    result = apply_template(EventSource(fcs, panel, template.channel, spillover=spillover), template)
+    for place, name in converted.names.items():
+        ours, theirs = result.memberships.mask(name), evaluation.memberships.mask(place)
+        assert int(np.count_nonzero(ours != theirs)) == 0, name
 
 
 def test_a_workspace_without_its_files_lists_its_tree_and_counts(shared_fcs: Path) -> None:

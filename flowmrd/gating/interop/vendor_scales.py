@@ -84,9 +84,6 @@ def flowjo_biex(*, top: float, positive: float, negative: float, width: float) -
     return Bounded(scale=Biex(T=top, pos=positive, neg=negative, width=width), low=0.0, high=1.0)
 
 
-FlowJoBiex = flowjo_biex
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipped:
     """A scale whose display ends pile up: what lies beyond is drawn on the first or last channel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from flowmrd.gating.interop.document import (
     evaluate,
 )
 from flowmrd.gating.interop.onto_template import find_gate, onto_template
-from flowmrd.gating.interop.vendor_scales import FlowJoBiex, diva_biexponential
+from flowmrd.gating.interop.vendor_scales import diva_biexponential, flowjo_biex
 from flowmrd.gating.template import find_template
 
 X, Y = "PE-Cy7-A", "APC-A"
@@ -33,7 +34,7 @@ SCALES: dict[str, Scale | None] = {
     "the same": Logicle(T=262144.0, W=1.0, M=4.5),
     "wider logicle": Logicle(T=262144.0, W=0.5, M=4.5),
     "arcsinh": Arcsinh(T=262144.0, M=4.0, A=1.0),
-    "FlowJo": FlowJoBiex(top=262144.0, positive=4.5, negative=0.5, width=-100.0),
+    "FlowJo": flowjo_biex(top=262144.0, positive=4.5, negative=0.5, width=-100.0),
     "Diva": diva_biexponential(300.0),
     "bounded": Bounded(scale=Logicle(T=262144.0, W=0.6, M=4.5), low=0.0, high=1.0),
 }
@@ -123,8 +124,8 @@ def test_the_same_scale_leaves_the_geometry_as_it_is(fcs: FcsFile, source: Event
         scales={"s": shown["x"], "t": shown["y"]},
         dimensions={**one.dimensions, "y": replace(one.dimensions["y"], scale="t")},
     )
-    gate, bent = onto_template(one.gates[0], one, fcs, source)
-    assert (gate, bent) == (replace(DIAMOND, markers=("CD19", "CD10")), False)
+    gate, note = onto_template(one.gates[0], one, fcs, source)
+    assert (gate, note) == (replace(DIAMOND, markers=("CD19", "CD10")), "")
 
 
 def test_a_matrix_of_the_document_that_is_the_files_own_is_the_same_compensation(
@@ -135,6 +136,9 @@ def test_a_matrix_of_the_document_that_is_the_files_own_is_the_same_compensation
     same = Matrix(id="m", fluorochromes=own.channels, detectors=own.channels, values=np.array(own.matrix))
     one = replace(strategy(DIAMOND, SCALES["FlowJo"], compensation="m"), matrices={"m": same})
     assert differing(one, fcs, source)[1] == 0
+    rounded = replace(one, matrices={"m": replace(same, values=np.round(own.matrix, 4))})
+    note = onto_template(rounded.gates[0], rounded, fcs, source)[1]
+    assert re.fullmatch(r"edges bent to .* within 1e-06, the document's matrix differs by up to \de-05", note)
     other = replace(one, matrices={"m": replace(same, values=np.eye(len(own.channels)))})
     with pytest.raises(GatingError, match=r"channel 'PE-Cy7-A' \(CD19\) is not compensated as here but by m"):
         onto_template(other.gates[0], other, fcs, source)
