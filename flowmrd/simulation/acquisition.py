@@ -676,8 +676,9 @@ def _keywords(sample: _Sample) -> dict[str, str]:
     begin = dt.datetime.combine(day, dt.time()) + dt.timedelta(seconds=sample.start_seconds)
     end = begin + dt.timedelta(seconds=seconds)
     volume = seconds * settings.microlitres_per_second * 1000.0
-    first = len(_SCATTER[sample.parameters.channels]) + 1
-    voltages = {f"$P{number}V": str(entry.voltage) for number, entry in enumerate(sample.profile.channel, start=first)}
+    scatter = [settings.scatter.voltage[name.split("-")[0]] for name in _SCATTER[sample.parameters.channels]]
+    stained = [entry.voltage for entry in sample.profile.channel]
+    voltages = {f"$P{number}V": str(value) for number, value in enumerate([*scatter, *stained], start=1)}
     return {
         "$CYT": settings.cytometer,
         "$DATE": f"{day.day:02d}-{_MONTHS[day.month - 1]}-{day.year:04d}",

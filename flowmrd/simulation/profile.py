@@ -56,8 +56,9 @@ class DetectorChannel(_Document):
 
 
 class Scatter(_Document):
-    """Pulse shape of a single cell."""
+    """Pulse shape of a single cell, and `$PnV` of the two scatter detectors."""
 
+    voltage: Mapping[str, int]
     height_of_area: PositiveFloat
     height_sd: float
     width_sd: float
