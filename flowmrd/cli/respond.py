@@ -34,11 +34,13 @@ def command(table: Path, out: Path, criteria: str | None, evidence: Path | None)
     calls = classify(read, rules)
     for finding in read.findings:
         click.echo(f"{finding.level}: {finding.where}: {finding.code}: {finding.message}", err=True)
-    with written(out) as temporary:
-        response_frame(calls).write_csv(temporary)
-    if evidence is not None:
-        with written(evidence) as temporary:
-            evidence_frame(calls).write_csv(temporary)
+    frames = {out: response_frame(calls)} | ({} if evidence is None else {evidence: evidence_frame(calls)})
+    for path, frame in frames.items():
+        try:
+            with written(path) as temporary:
+                frame.write_csv(temporary)
+        except OSError as error:
+            raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
     patients = len({call.patient_id for call in calls})
     visits, subjects = ("visit" if len(calls) == 1 else "visits"), ("patient" if patients == 1 else "patients")
     click.echo(f"{len(calls)} {visits} of {patients} {subjects} classed by {rules.id} {rules.version}; table: {out}")

@@ -168,7 +168,7 @@ def evidence_frame(calls: Sequence[ResponseCall]) -> pl.DataFrame:
             call.sentence,
             one.statement,
             one.row,
-            one.column,
+            one.column or None,
             one.cell or None,
         )
         for call in calls
