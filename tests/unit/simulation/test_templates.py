@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flowmrd.cytometry.events import EventSource, resolve_panel
-from flowmrd.fcs import open_fcs
+from flowmrd.fcs import open_fcs, write_fcs
 from flowmrd.gating.engine import apply_template
 from flowmrd.gating.template import find_template
 from flowmrd.simulation import (
@@ -72,3 +72,21 @@ def test_no_clean_up_gate_of_a_shipped_template_loses_three_percent_of_the_blast
     if any(channel.viability for channel in load_profile(tube).profile.channel):
         dead = labels.is_kind(Kind.DEAD)
         assert (viable & dead).sum() < 0.05 * dead.sum()
+
+
+def test_shuffling_what_the_events_are_over_time_changes_no_result(tmp_path: Path) -> None:
+    steady = tmp_path / "steady.toml"
+    steady.write_text("[instrument.drift]\nsd = 0.0\n[instrument.clog]\nchance = 0.0\n", encoding="utf-8")
+    case = simulate(Parameters(events=20_000, blasts=0.03, scenario="recovery", profile=steady), 11)
+    order = np.random.default_rng(1).permutation(20_000)
+    shuffled = case.values[:, order].copy()
+    shuffled[-1] = case.values[-1]  # the clock goes on as it did
+    counts = []
+    for name, values in (("as-acquired", case.values), ("shuffled", shuffled)):
+        path = tmp_path / f"{name}.fcs"
+        write_fcs(path, list(values), case.channels, spillover=case.spillover, keywords=case.keywords)
+        fcs, template = open_fcs(path), find_template("ball-mrd-10c")
+        panel = resolve_panel(template.channel, fcs.channels, tube="ball-mrd-10c")
+        result = apply_template(EventSource(fcs, panel, template.channel, spillover=fcs.spillover), template)
+        counts.append([result.counts[one] for one in ("viable", "b_lineage", "hematogones", "blasts")])
+    assert counts[0] == counts[1]
