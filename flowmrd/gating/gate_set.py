@@ -165,7 +165,7 @@ def _gate(
 ) -> tuple[Gate, str]:
     """Return a gate and a note on where it was found; `strategies` keeps the documents that were read."""
     from flowmrd.gating.interop.load import load_strategy
-    from flowmrd.gating.interop.onto_template import TOLERANCE, find_gate, onto_template
+    from flowmrd.gating.interop.onto_template import find_gate, onto_template
 
     if one.document is None:
         return drawn_gate(one.gate), ""
@@ -174,9 +174,9 @@ def _gate(
         strategies[key] = load_strategy(read.path.parent / one.document, fcs, tube=one.tube)
     strategy = strategies[key]
     found = find_gate(strategy, one.gate)
-    gate, bent = onto_template(found, strategy, fcs, source)
+    gate, inexact = onto_template(found, strategy, fcs, source)
     note = f"; gate {found.name!r} of {one.document}"
-    return gate, f"{note}, its edges bent to this template's scales within {TOLERANCE:g}" if bent else note
+    return gate, ", ".join(filter(None, (note, inexact)))
 
 
 def _origin(read: GateSet, one: GateSetOverride) -> str:

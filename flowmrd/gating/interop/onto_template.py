@@ -28,10 +28,14 @@ F64 = NDArray[np.float64]
 
 # How far, in scaled units, a bent edge may be from the true one: 1/4000 of a bin of a plot.
 TOLERANCE = 1e-6
-# Two weights that differ by less are the same compensation.
-_SAME_WEIGHT = 1e-6
+# Weights that differ by less are the same compensation: FACSDiva's documents hold four decimals of the file's matrix.
+_SAME_WEIGHT = 2e-4
+# A difference that is more than rounding of float64 is told.
+_EXACT = 1e-9
 _ELLIPSE_POINTS = 1024
+# Edges are tried in this many pieces, so that a bend both ways is seen; not where a polygon has been cut up already.
 _FIRST_PIECES = 16
+_MANY = 100
 _HALVINGS = 50
 _NAMES = 12
 
@@ -63,8 +67,8 @@ def find_gate(strategy: ForeignStrategy, name: str) -> ForeignGate:
     )
 
 
-def onto_template(one: ForeignGate, strategy: ForeignStrategy, fcs: FcsFile, source: EventSource) -> tuple[Gate, bool]:
-    """Return a foreign gate over a template's markers, and whether its edges had to be bent.
+def onto_template(one: ForeignGate, strategy: ForeignStrategy, fcs: FcsFile, source: EventSource) -> tuple[Gate, str]:
+    """Return a foreign gate over a template's markers, and in words what is not exactly as it was drawn.
 
     Parameters
     ----------
@@ -83,35 +87,38 @@ def onto_template(one: ForeignGate, strategy: ForeignStrategy, fcs: FcsFile, sou
     if isinstance(gate, Boolean):
         raise GatingError(f"gate {one.name!r} is boolean; only a geometric gate can be taken")
     if isinstance(gate, Whole | Nothing):
-        return gate, False
+        return gate, ""
     keys = tuple(dict.fromkeys(gate_markers(gate)))
-    markers = _markers(keys, strategy, fcs, source)
+    markers, note = _markers(keys, strategy, fcs, source)
     drawn = {key: _scale(key, strategy) for key in keys}
     shown = {key: source.transforms[markers[key]] for key in keys}
     if all(_same(drawn[key], shown[key]) for key in keys):
-        return _renamed(gate, markers), False
+        return _renamed(gate, markers), note
     match gate:
         case Rectangle(markers=names, low=low, high=high):
             sides = [
                 tuple(_side(v, drawn[key], shown[key], markers[key]) for key, v in zip(names, ends, strict=True))
                 for ends in (low, high)
             ]
-            return _renamed(replace(gate, low=sides[0], high=sides[1]), markers), False
+            return _renamed(replace(gate, low=sides[0], high=sides[1]), markers), note
         case Intervals(marker=key, ranges=ranges):
             moved = tuple(
                 (_side(a, drawn[key], shown[key], markers[key]), _side(b, drawn[key], shown[key], markers[key]))
                 for a, b in ranges
             )
-            return _renamed(replace(gate, ranges=moved), markers), False
+            return _renamed(replace(gate, ranges=moved), markers), note
         case Ellipsoid() if all(_line(drawn[key]) and isinstance(shown[key], Linear) for key in keys):
-            return _renamed(_stretched(gate, drawn, shown), markers), False
+            return _renamed(_stretched(gate, drawn, shown), markers), note
         case Ellipsoid():
             gate = _as_polygon(gate, one.name)
-    return _renamed(_bent(gate, drawn, shown, one.name), markers), True
+    bent = f"edges bent to this template's scales within {TOLERANCE:g}"
+    return _renamed(_bent(gate, drawn, shown, one.name), markers), ", ".join(filter(None, (bent, note)))
 
 
-def _markers(keys: Sequence[str], strategy: ForeignStrategy, fcs: FcsFile, source: EventSource) -> dict[str, str]:
-    """Return dimension key → marker of the panel that holds the same values."""
+def _markers(
+    keys: Sequence[str], strategy: ForeignStrategy, fcs: FcsFile, source: EventSource
+) -> tuple[dict[str, str], str]:
+    """Return dimension key → marker of the panel that holds the same values, and by how much they may differ."""
     if source.state is DataState.SCALED:
         raise GatingError("the data are declared scaled; gates of another program lie on scales of their own")
     foreign = DimensionSource(fcs, strategy)
@@ -119,6 +126,7 @@ def _markers(keys: Sequence[str], strategy: ForeignStrategy, fcs: FcsFile, sourc
         np.eye(len(fcs.channels)) if source.spillover is None else unmixing_matrix(source.spillover, fcs.channels)
     )
     found: dict[str, str] = {}
+    furthest = 0.0
     for key in keys:
         dimension = strategy.dimensions[key]
         if dimension.ratio is not None:
@@ -130,8 +138,9 @@ def _markers(keys: Sequence[str], strategy: ForeignStrategy, fcs: FcsFile, sourc
         except LookupError as error:
             raise GatingError(str(error.args[0])) from None
         columns = {marker: unmixing[:, channel.index] for marker, channel in source.panel.channels.items()}
-        same = [marker for marker, own in columns.items() if np.allclose(own, weights, rtol=0, atol=_SAME_WEIGHT)]
-        if not same:
+        off = {marker: float(np.abs(own - weights).max()) for marker, own in columns.items()}
+        best = min(off, key=off.__getitem__)
+        if off[best] > _SAME_WEIGHT:
             # The channel that weighs most is the one that the dimension is about.
             index = int(np.argmax(np.abs(weights)))
             holds = next((m for m, channel in source.panel.channels.items() if channel.index == index), None)
@@ -140,10 +149,11 @@ def _markers(keys: Sequence[str], strategy: ForeignStrategy, fcs: FcsFile, sourc
             raise GatingError(
                 f"channel {dimension.channel!r} ({holds}) is not compensated as here but by {dimension.compensation}"
             )
-        found[key] = same[0]
+        found[key] = best
+        furthest = max(furthest, off[best])
     if len(set(found.values())) < len(found):
         raise GatingError("two dimensions are the same channel")
-    return found
+    return found, f"the document's matrix differs by up to {furthest:.1g}" if furthest > _EXACT else ""
 
 
 def _scale(key: str, strategy: ForeignStrategy) -> Scale | None:
@@ -243,8 +253,7 @@ def _bent(gate: Gate, drawn: Mapping[str, Scale | None], shown: Mapping[str, Tra
     assert isinstance(linear, Polygon)
     corners = np.asarray(linear.vertices, np.float64)
     ways = [_way(None if key in ended else drawn[key], shown[key]) for key in linear.markers]
-    edges = [_edge(start, end, ways) for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
-    points = np.concatenate(edges)
+    points = _followed(corners, ways)
     if not np.isfinite(points).all():
         raise GatingError(f"gate {name!r} reaches beyond what the template's scales can show")
     points = _thinned(points, 0.1 * TOLERANCE)
@@ -266,27 +275,31 @@ def _way(drawn: Scale | None, shown: Transform) -> Callable[[F64], F64]:
     return lambda values: np.asarray(shown.forward(native.inverse(values)), np.float64)
 
 
-def _edge(start: F64, end: F64, ways: Sequence[Callable[[F64], F64]]) -> F64:
-    """Return points (n, 2) of an edge on the template's scales, without its end; halved until straight enough."""
+def _followed(corners: F64, ways: Sequence[Callable[[F64], F64]]) -> F64:
+    """Return a polygon's corners (n, 2) on the template's scales; edges are halved until they are straight enough."""
+    start, along = corners, np.roll(corners, -1, axis=0) - corners
+    level = (along == 0).any(axis=1)  # along an axis every scale leaves an edge straight
+    pieces = _FIRST_PIECES if len(corners) <= _MANY else 1
+    edge = np.repeat(np.arange(len(corners)), np.where(level, 1, pieces))
+    share = np.concatenate([np.arange(1 if flat else pieces) / (1 if flat else pieces) for flat in level])
 
-    def at(share: F64) -> F64:
-        return np.stack([way(start[i] + share * (end[i] - start[i])) for i, way in enumerate(ways)], axis=1)
+    def at(edge: NDArray[np.intp], share: F64) -> F64:
+        return np.stack([way(start[edge, i] + share * along[edge, i]) for i, way in enumerate(ways)], axis=1)
 
-    if start[0] == end[0] or start[1] == end[1]:
-        return at(np.zeros(1))  # along an axis every scale leaves it straight
-    share = np.linspace(0.0, 1.0, _FIRST_PIECES + 1)
-    points = at(share)
+    points = at(edge, share)
     for _ in range(_HALVINGS):
-        middle = 0.5 * (share[:-1] + share[1:])
-        between = at(middle)
+        end = np.where(np.roll(edge, -1) == edge, np.roll(share, -1), 1.0)
+        middle = 0.5 * (share + end)
+        open_ = ~level[edge] & (middle > share) & (middle < end)
+        between = at(edge, middle)
         with np.errstate(invalid="ignore"):
-            off = _distance(between, points[:-1], points[1:]) > TOLERANCE
-        off &= (middle > share[:-1]) & (middle < share[1:])
+            off = open_ & (_distance(between, points, np.roll(points, -1, axis=0)) > TOLERANCE)
         if not off.any():
             break
         places = np.flatnonzero(off) + 1
-        share, points = np.insert(share, places, middle[off]), np.insert(points, places, between[off], axis=0)
-    return points[:-1]
+        points = np.insert(points, places, between[off], axis=0)
+        edge, share = np.insert(edge, places, edge[off]), np.insert(share, places, middle[off])
+    return points
 
 
 def _distance(points: F64, first: F64, last: F64) -> F64:

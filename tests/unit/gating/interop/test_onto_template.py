@@ -25,6 +25,7 @@ from flowmrd.gating.interop.document import (
     Scale,
     evaluate,
 )
+from flowmrd.gating.interop.load import load_strategy
 from flowmrd.gating.interop.onto_template import find_gate, onto_template
 from flowmrd.gating.interop.vendor_scales import diva_biexponential, flowjo_biex
 from flowmrd.gating.template import find_template
@@ -183,3 +184,21 @@ def test_a_gate_is_found_by_name_or_path_and_never_guessed(fcs: FcsFile) -> None
     with pytest.raises(GatingError, match="2 gates named 'Blasts'; give one's path: /C/Blasts, /C/B/Blasts"):
         find_gate(three, "Blasts")
     assert isinstance(fcs.spillover, Spillover)
+
+
+def test_an_operators_gates_in_diva_hold_the_same_events_on_the_tubes_template(shared_fcs: Path) -> None:
+    folder = shared_fcs / "ball_mrd_real"
+    fcs = read_fcs(folder / "47333tubeB10001.fcs")
+    one = load_strategy(folder / "47333_diva.xml", fcs)
+    template = find_template("aieop-bfm-syto")
+    panel = resolve_panel(template.channel, fcs.channels, tube="aieop-bfm-syto")
+    source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
+    theirs = evaluate(replace(one, gates=tuple(replace(gate, parent="") for gate in one.gates)), fcs).memberships
+    off = {}
+    for gate in one.gates:
+        carried, _ = onto_template(gate, one, fcs, source)
+        ours = apply_gates(source, [("mine", "root", carried)])[1].mask("mine")
+        off[gate.name] = int(np.count_nonzero(ours != theirs.mask(gate.path)))
+    assert len(off) == 12
+    # The document's matrix is the file's, rounded to four decimals.
+    assert max(off.values()) <= 5, off
