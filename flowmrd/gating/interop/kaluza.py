@@ -405,12 +405,12 @@ def _top(channel: Channel | None, stated: float, fcs: FcsFile | None, *, exact: 
     The protocol's range is of stored values. Where the file given is the other of a Beckman pair (10 bits for 20), the
     axis ends at the same place of its own range.
     """
-    top = stated if stated > 0 else 1024.0
+    top = stated if stated >= 1 else 1024.0
     if channel is None:
         return top
     if channel.log_decades > 0:
         return float((channel.log_offset or 1.0) * 10.0**channel.log_decades)
-    if channel.range > 0 and (not exact or stated <= 0):
+    if 1 <= channel.range <= 1e15 and (not exact or stated < 1):
         top = channel.range
     if channel.kind is ChannelKind.TIME:
         return top * (fcs.time_step or 1.0) if fcs is not None else top

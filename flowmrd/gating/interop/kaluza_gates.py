@@ -28,6 +28,8 @@ Display = Logicle | LogBelowTop | FlowJoLinear
 
 # Kaluza itself allows 318 gates in a protocol.
 MAX_GATES = 10_000
+_LARGEST = 1e15
+_MOST_DECADES = 20.0
 _CHANNELS = 1024.0
 # What lies beyond the plot is drawn on its first or last channel; gates drawn to the border end half a channel from it,
 # and the edge of a polygon is nobody's.
@@ -157,7 +159,7 @@ def number(text: str | None, what: str) -> float:
     Raises
     ------
     Unreadable
-        It is not a finite number.
+        It is not a finite number of a size that an instrument could give.
     """
     plain = (text or "").strip()
     if "." not in plain and plain.count(",") == 1:
@@ -168,6 +170,8 @@ def number(text: str | None, what: str) -> float:
         raise Unreadable(f"{what} is not a number") from None
     if not math.isfinite(value):
         raise Unreadable(f"{what} is not finite")
+    if abs(value) > _LARGEST:
+        raise Unreadable(f"{what} is out of range")
     return value
 
 
@@ -270,7 +274,7 @@ def _channels(measurement: Measurement | None, letter: str) -> float:
         channels = number(given.get("DR"), "DR")
     except Unreadable:
         return _CHANNELS
-    return channels if channels > 0 else _CHANNELS
+    return channels if channels >= 1 else _CHANNELS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -536,6 +540,8 @@ def _display(kind: str, measurement: Measurement, reading: Reading) -> Display:
         return FlowJoLinear(low=bottom, high=bottom + measurement.top)
     defaults = _DEFAULTS[kind]
     decades = number(given.get("D") or defaults["D"], f"the number of decades of {measurement.name}")
+    if not 0.1 <= decades <= _MOST_DECADES:
+        raise Unreadable(f"the number of decades of {measurement.name} is out of range")
     if kind == "LogScale":
         return LogBelowTop(top=measurement.top, decades=decades)
     # W is a share of the scale, as in Moore and Parks' normalised form, not decades; no share exceeds a half.
