@@ -18,7 +18,6 @@ from flowmrd.evaluation.scores import ASSESSED, NEGATIVE, NOT_ASSESSABLE, POSITI
 from flowmrd.evaluation.statistics import detection_curve, wilson
 from flowmrd.evaluation.summary import (
     ALL,
-    NO_DISEASE,
     Metric,
     Pair,
     agreement_of,
@@ -100,6 +99,10 @@ def truth_figure(pairs: Sequence[Pair], links: Mapping[str, str]) -> Figure | No
     def place(value: float | None) -> float:
         return zero if not value else math.log10(value)
 
+    # Files without disease share one place: spread by rank, not by chance, so that their intervals can be told apart.
+    healthy = sorted((one for one in shown if not one.score.truth_fraction), key=lambda one: one.score.case)
+    aside = {one.score.case: 0.4 * ((rank + 0.5) / len(healthy) - 0.5) * _ZERO_GAP for rank, one in enumerate(healthy)}
+
     data: list[Figure] = []
     for call, (word, symbol) in CALLS.items():
         mine = [one for one in shown if one.outcome.call == call]
@@ -111,7 +114,7 @@ def truth_figure(pairs: Sequence[Pair], links: Mapping[str, str]) -> Figure | No
         data.append(
             {
                 **_points(mine, links, word, symbol, f"@{call}"),
-                "x": [round(place(one.score.truth_fraction), 4) for one in mine],
+                "x": [round(place(one.score.truth_fraction) + aside.get(one.score.case, 0.0), 4) for one in mine],
                 "y": [round(at, 4) for at in y],
                 "error_y": {
                     "type": "data",
@@ -178,6 +181,8 @@ def f1_figure(
             for i, level in enumerate(used)
             if (found := [_f1(one) for one in by_method[name] if _scored(one) and one.score.level == level])
         ]
+        if not medians:
+            continue
         data.append(
             {
                 "type": "scatter",
@@ -415,7 +420,7 @@ def blank_figure(
             "xaxis": {
                 **_axis(),
                 "range": [0, count + 1],
-                "title": {"text": f"{NO_DISEASE} true blasts: files in rising order"},
+                "title": {"text": "Files in rising order"},
             },
             "yaxis": {**_log_axis(low, high, zero), "title": {"text": "Called fraction"}},
             "shapes": shapes,

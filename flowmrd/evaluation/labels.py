@@ -310,9 +310,9 @@ def _plain(series: pl.Series, path: Path) -> tuple[list[str], str, dict[Any, str
     import polars as pl
 
     where = f"column {series.name!r}" if series.name else ""
-    if series.dtype in {pl.Categorical, pl.Enum}:
+    if isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
-    if not (series.dtype in {pl.String, pl.Boolean} or series.dtype.is_numeric()):
+    if not (isinstance(series.dtype, pl.String | pl.Boolean) or series.dtype.is_numeric()):
         raise InputError(
             f"expected whole numbers, truth values or words; got {series.dtype}", source=path.name, where=where
         )
@@ -322,7 +322,7 @@ def _plain(series: pl.Series, path: Path) -> tuple[list[str], str, dict[Any, str
         first = next(i for i, value in enumerate(series) if value in empty or value is None or value != value)  # noqa: PLR0124 -- NaN
         raise InputError(f"no label in row {first + 1:,}", source=path.name, where=where)
     words = set(texts.values())
-    if series.dtype == pl.Boolean or ({word.casefold() for word in words} <= {"true", "false"} and words):
+    if isinstance(series.dtype, pl.Boolean) or ({word.casefold() for word in words} <= {"true", "false"} and words):
         return (
             sorted({str(int(word.casefold() == "true")) for word in words}),
             "truth values",
@@ -348,9 +348,9 @@ def _word(value: object) -> str:
 def _is_two_valued(series: pl.Series) -> bool:
     import polars as pl
 
-    if series.dtype == pl.Boolean:
+    if isinstance(series.dtype, pl.Boolean):
         return series.null_count() == 0
-    if not (series.dtype == pl.String or series.dtype.is_integer()):
+    if not (isinstance(series.dtype, pl.String) or series.dtype.is_integer()):
         return False
     return {str(value).strip() for value in series.unique().to_list()} <= {"0", "1"}
 
@@ -358,7 +358,7 @@ def _is_two_valued(series: pl.Series) -> bool:
 def _is_any(series: pl.Series, path: Path, wanted: Sequence[str]) -> NDArray[np.bool_]:
     import polars as pl
 
-    if series.dtype in {pl.Categorical, pl.Enum}:
+    if isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
     _, _, words = _plain(series, path)
     chosen = [value for value, word in words.items() if word in wanted]

@@ -26,7 +26,6 @@ from flowmrd.evaluation.tables import (
     level_rows,
     limit_rows,
     number,
-    ranged,
     time_text,
     without_empty,
 )
@@ -151,9 +150,7 @@ def evaluation_context(evaluation: Evaluation, links: Mapping[str, str]) -> dict
     counts = case_counts(scores)
     return {
         "title": f"Evaluation of {evaluation.methods['template']}",
-        "facts": [
-            (name[:1].upper() + name[1:], value.replace("`", "")) for name, value in stated(evaluation).items() if value
-        ],
+        "facts": [(name, value.replace("`", "")) for name, value in stated(evaluation).items() if value],
         "counts": [(name.replace("_", " "), f"{value:,}") for name, value in counts.items()],
         "cards": _cards(metrics),
         "figures": _figures(evaluation, links),
@@ -180,7 +177,7 @@ def _cards(metrics: Sequence[Metric]) -> list[tuple[str, str, str]]:
         return found.get(("template", ALL, level, name))
 
     cards = [
-        (f"F1, median, {where}", ranged(get(level, "f1_median")), _of(get(level, "f1_median"))),
+        (f"F1, median, {where}", _plain(get(level, "f1_median"), 2), _of(get(level, "f1_median"))),
         (f"Sensitivity, {where}", _share(get(level, "sensitivity")), _of(get(level, "sensitivity"))),
         ("Specificity, review apart", _share(get(NO_DISEASE, "specificity")), _of(get(NO_DISEASE, "specificity"))),
         ("Review, without disease", _share(get(NO_DISEASE, "review")), _of(get(NO_DISEASE, "review"))),

@@ -193,7 +193,8 @@ def make_case(
         labels="" if labels is None else str(labels),
         survey=survey,
         nominal=nominal,
-        groups={**found, **groups},
+        # In order of name: a kept score, which is read back from JSON, must not differ from a fresh one.
+        groups=dict(sorted({**found, **groups}.items())),
         fault=fault,
     )
 

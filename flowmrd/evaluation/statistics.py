@@ -207,6 +207,8 @@ def probit(
         return without("no sample was found: the limit lies above the highest level")
     if missed.max() <= found.min():
         return without("levels missed and found do not overlap: the limit lies between them")
+    if found.max() <= missed.min():
+        return without("detection does not rise with the level")
     x = np.log10(level)
     # Centred, so that the two coefficients hardly depend on each other while they are sought.
     centre = float(x.mean())

@@ -120,7 +120,7 @@ def summarise(
 def level_pairs(
     pairs: Sequence[Pair], levels: Sequence[float], from_fractions: Sequence[float]
 ) -> tuple[tuple[str, tuple[Pair, ...]], ...]:
-    """Return files with disease by level: each level that occurs, from and below each pooled level, and all."""
+    """Return files with disease by level: each level that occurs, from and below each pooled one, and all."""
     ill = [one for one in pairs if one.score.standing in {POSITIVE, NOT_ASSESSABLE}]
     parts = [
         (level_name(level), inside)
@@ -131,8 +131,8 @@ def level_pairs(
         # A nominal level stands on the edge, and a draw of it falls on either side.
         at_least = tuple(one for one in ill if (_fraction(one.score) or 0.0) >= edge * (1 - 1e-9))
         below = tuple(one for one in ill if one not in at_least)
-        if at_least and below:
-            parts += [(f">= {level_name(edge)}", at_least), (f"< {level_name(edge)}", below)]
+        pooled = ((f">= {level_name(edge)}", at_least), (f"< {level_name(edge)}", below))
+        parts += [(name, inside) for name, inside in pooled if inside]
     if ill:
         parts.append((ALL, tuple(ill)))
     return tuple(parts)

@@ -194,11 +194,11 @@ def fraction(value: float | None) -> str:
 
 
 def rate(metric: Metric | None) -> str:
-    """Write a rate with its interval and its counts: 0.93 (0.81–0.98), 26/28."""
+    """Write a rate with its interval and its counts: 0.93 (0.81–0.98) 26/28."""
     if metric is None or metric.value is None:
         return "–"
     bounds = "" if metric.low is None or metric.high is None else f" ({metric.low:.2f}–{metric.high:.2f})"
-    return f"{metric.value:.2f}{bounds}, {metric.k}/{metric.n}"
+    return f"{metric.value:.2f}{bounds} {metric.k}/{metric.n}"
 
 
 def ranged(metric: Metric | None, digits: int = 2) -> str:
@@ -224,6 +224,11 @@ def count(metric: Metric | None) -> str:
     return "0" if metric is None or metric.value is None else f"{metric.value:,.0f}"
 
 
+def some(metric: Metric | None) -> str:
+    """Write a count; none is a dash, so that a column of nothing is left out."""
+    return "–" if metric is None or not metric.value else count(metric)
+
+
 LIMITS = {
     "lob_rank": "LoB, by rank",
     "lob_normal": "LoB, normal",
@@ -242,7 +247,7 @@ AGREEMENT = {
     "r2_identity": "R² against estimate = truth",
 }
 LEVEL_HEAD = (
-    "level", "files", "not assessable", "sensitivity", "review", "F1 median", "F1 mean", "F1 > 0.5",
+    "level", "files", "not assessable", "refused", "sensitivity", "review", "F1 median", "F1 mean", "F1 > 0.5",
     "abs. log10 error", "coverage", "coverage, nominal",
 )  # fmt: skip
 
@@ -262,9 +267,10 @@ def level_rows(metrics: Sequence[Metric], method: str, group: str) -> list[tuple
         mean = get("f1_mean")
         rows.append(
             (
-                level,
+                level.replace(">=", "≥"),
                 count(get("cases")),
                 count(get("not_assessable")),
+                some(get("refused")),
                 rate(get("sensitivity")),
                 rate(get("review")),
                 ranged(get("f1_median")),
