@@ -18,6 +18,7 @@ from flowmrd.clinical.outcomes import (
     VisitRates,
     cause_in_words,
     competing_times,
+    courses_of,
     persistence_analyses,
     persistence_by_visit,
     relapse_summary,
@@ -38,7 +39,8 @@ from flowmrd.clinical.survival import (
     rate,
     survival_at,
 )
-from flowmrd.clinical.table import ClinicalTable
+from flowmrd.clinical.table import Assessment, ClinicalTable
+from flowmrd.documents.counts import CountTable
 from flowmrd.errors import Level, QcFinding
 from flowmrd.quantification.kinetics import Course
 
@@ -63,11 +65,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """Everything of 5.5 that needs no safety data."""
+    """Everything of 5.5 that needs no safety data. `assessments` are the rows behind the calls, by their row number."""
 
     criteria: Criteria
     subjects: tuple[Subject, ...]
     calls: tuple[ResponseCall, ...]
+    assessments: Mapping[int, Assessment]
     rates: Mapping[str, Rate]
     visits: tuple[VisitRates, ...]
     survival: Mapping[str, SurvivalAnalysis]
@@ -86,7 +89,7 @@ def outcomes_of(
     criteria: Criteria,
     *,
     not_infused: Sequence[str] = (),
-    courses: Sequence[Course] = (),
+    counts: CountTable | None = None,
 ) -> Outcomes:
     """Compute everything of 5.5 from a clinical table.
 
@@ -95,19 +98,21 @@ def outcomes_of(
     table : checked against the visits of the criteria
     criteria : rules and named keys
     not_infused : patients of the table who were not infused; they are in no denominator
-    courses : CAR-T kinetics, where there are any
+    counts : CAR+ cells per µL over time, where there are any
     """
     kept = tuple(one for one in table.assessments if one.patient_id not in set(not_infused))
     infused = ClinicalTable(assessments=kept, findings=table.findings, source=table.source, digest=table.digest)
     calls = classify(infused, criteria)
     other = classify(infused, criteria.with_keys(cri_rule="and_or"))
     subjects = subjects_of(infused, calls, criteria)
-    return _outcomes(subjects, calls, other, criteria, courses, table.findings)
+    rows = {one.row: one for one in kept}
+    courses, said = courses_of(counts, subjects) if counts is not None else ((), ())
+    return _outcomes(subjects, calls, other, criteria, courses, (*table.findings, *said), rows)
 
 
 def outcomes_of_subjects(subjects: Sequence[Subject], criteria: Criteria) -> Outcomes:
     """Compute the survival part of 5.5 from subjects that are already summarised; there are no visits to count."""
-    return _outcomes(tuple(subjects), (), (), criteria, (), ())
+    return _outcomes(tuple(subjects), (), (), criteria, (), (), {})
 
 
 def _outcomes(
@@ -117,6 +122,7 @@ def _outcomes(
     criteria: Criteria,
     courses: Sequence[Course],
     findings: Sequence[QcFinding],
+    assessments: Mapping[int, Assessment],
 ) -> Outcomes:
     size = len(subjects)
     rates = response_rates(calls, other, criteria, infused=size) if calls else {}
@@ -130,6 +136,7 @@ def _outcomes(
         criteria=criteria,
         subjects=subjects,
         calls=tuple(calls),
+        assessments=assessments,
         rates=rates,
         visits=visits,
         survival=survival,

@@ -27,8 +27,9 @@ from flowmrd.clinical.survival import (
     survival_at,
 )
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient
-from flowmrd.errors import InputError
-from flowmrd.quantification.kinetics import Course, Persistence
+from flowmrd.documents.counts import CountRow, CountTable
+from flowmrd.errors import InputError, Level, QcFinding
+from flowmrd.quantification.kinetics import Course, Persistence, Sample, censored_at_reinfusion, course_kinetics
 from flowmrd.quantification.rare_events import Category
 
 CAUSES = ("relapse", "death_in_remission", "allosct_in_remission")
@@ -484,6 +485,73 @@ def relapse_summary(subjects: Sequence[Subject], criteria: Criteria) -> dict[str
 
 
 # ---------------------------------------------------------------------------------------------------------- persistence
+
+
+def courses_of(table: CountTable, subjects: Sequence[Subject]) -> tuple[tuple[Course, ...], tuple[QcFinding, ...]]:
+    """Kinetics of every subject and course of a table of counts, censored at transplant, death and re-infusion (4.6).
+
+    Returns
+    -------
+    the courses, and findings: those of the kinetics, and one for rows of nobody in the clinical table
+    """
+    patients = {one.patient_id: one for one in subjects}
+    groups: dict[str, dict[int, list[CountRow]]] = {}
+    unknown = 0
+    for row in table.rows:
+        if row.subject in patients:
+            groups.setdefault(row.subject, {}).setdefault(row.course, []).append(row)
+        else:
+            unknown += 1
+    courses: list[Course] = []
+    findings: list[QcFinding] = []
+    if unknown:
+        findings.append(
+            QcFinding(
+                level=Level.WARNING,
+                code="COUNTS_OF_NOBODY",
+                message=f"{unknown} rows of the counts are of no infused patient of the clinical table; left out.",
+                where=table.path.name,
+            )
+        )
+    for subject, numbered in groups.items():
+        ends = [(day, what) for day, what in _ends(patients[subject]) if day is not None]
+        day, what = min(ends, default=(None, ""))
+        own = [
+            course_kinetics(
+                [_sample(row) for row in rows],
+                subject=subject,
+                course=course,
+                # Days of a later course count from its own infusion; the patient's days from the first.
+                censor_day=day if course == 1 else None,
+                censored_by=what if course == 1 else "",
+            )
+            for course, rows in sorted(numbered.items())
+        ]
+        kept = censored_at_reinfusion(own)
+        courses.extend(kept)
+        findings.extend(finding for one in kept for finding in one.findings)
+    return tuple(courses), tuple(findings)
+
+
+def _ends(subject: Subject) -> list[tuple[int | None, str]]:
+    return [(subject.allosct_day, "alloSCT"), (subject.death_day, "death")]
+
+
+def _sample(row: CountRow) -> Sample:
+    return Sample(
+        day=row.day,
+        car_per_ul=row.car_per_ul,
+        lod_per_ul=row.lod_per_ul,
+        ci_low=row.ci_low,
+        ci_high=row.ci_high,
+        lod_fraction=row.lod_fraction,
+        cd19_per_ul=row.cd19_per_ul,
+        b_fraction=row.b_fraction,
+        copies_per_ug=row.copies_per_ug,
+        cd4_cd8_ratio=row.cd4_cd8_ratio,
+        terminal=row.terminal,
+        label=row.visit,
+    )
 
 
 def persistence_analyses(
