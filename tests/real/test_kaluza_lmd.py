@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from flowmrd.cli import main
 from flowmrd.fcs import read_fcs
-from flowmrd.gating.interop import kaluza
+from flowmrd.gating.interop import gatingml, kaluza
 from flowmrd.gating.interop.document import evaluate
 
 FC500 = "instruments/Beckman Coulter - Cytomics FC500.LMD"
+GALLIOS = "instruments/Beckman Coulter - Gallios.LMD"
 FULL = 1048576.0
 BACKGROUND = 0.000309 * FULL
 WIDTH = 0.15354363305182914
@@ -180,8 +181,12 @@ def container(
     constraints: str = CONSTRAINTS,
     change: Callable[[ET.Element], None] | None = None,
     events: int = 27072,
+    suffix: str = "",
 ) -> Path:
-    """Write the example's container anew for another file: its names, its matrix, these gates, the file within."""
+    """Write the example's container anew for another file: its names, its matrix, these gates, the file within.
+
+    `suffix` is what the file's names have for the area of a pulse.
+    """
     with zipfile.ZipFile(example) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     root = ET.fromstring(members["000036.xml"].decode("utf-8-sig"))
@@ -196,9 +201,10 @@ def container(
             set_text(pair.find("Value"), new)
     for column in data_set.findall("Columns/Column"):
         name = column.find("OriginalName")
-        set_text(name, (column.findtext("OriginalName") or "").removesuffix("-A"))
+        given = column.findtext("OriginalName") or ""
+        set_text(name, given.removesuffix("-A") + suffix if given.endswith("-A") else given)
     for measurement in entry.findall("Protocol/Measurements/Measurement"):
-        if measurement.get("N") == "TIME":
+        if measurement.get("N") == "TIME" and not suffix:
             set_text(measurement.find("Range"), "1024")
         if measurement.get("N") == "FL1 INT":
             scale = measurement.find("Scales/LogicleScale")
@@ -298,6 +304,49 @@ def test_every_kind_of_gate_has_the_members_worked_out_beside_us(
     codes = pl.read_csv(tmp_path / "out" / "findings.csv")["code"].to_list()
     assert {"BACKGROUND_KEPT", "BOOLEAN_SPLIT", "KALUZA_ASSUMED"} <= set(codes)
     assert "OTHER_FILE" not in codes
+
+
+def test_a_gallios_file_is_gated_by_the_names_that_the_example_has(
+    example: Path, shared_fcs: Path, tmp_path: Path
+) -> None:
+    lmd = tmp_path / "beads.LMD"
+    lmd.write_bytes((shared_fcs / GALLIOS).read_bytes())
+    gates = (
+        drawn("P", "beads", "FS INT I;SS INT I", list(CELLS))
+        + drawn("L", "bright", "FL1 INT O", [(600.5, 1.0), (1023.5, 1.0)], "beads")
+        + drawn("L", "late", "TIME I", [(512.5, 1.0), (1024.0, 1.0)])
+    )
+    document = container(example, lmd, tmp_path / "beads.analysis", gates, constraints="", events=26383, suffix="-A")
+    done = flowmrd("gate", lmd, "--strategy", document, "--out", tmp_path / "out", "--membership", "--no-report")
+    assert done.returncode == 0, done.stderr
+    raw = second_data_set(lmd)
+    beads = within(pinned(raw["FS-A"] / FULL), pinned(raw["SS-A"] / FULL), CELLS)
+    light = (np.stack([raw["FL1-A"], raw["FL2-A"]], axis=1) - BACKGROUND) @ np.linalg.inv(SPILL)[:, 0] + BACKGROUND
+    expected = {
+        "beads": beads,
+        "bright": beads & (pinned(1 + np.log10(np.maximum(light, 1e-9) / FULL) / 4) >= 600.5),
+        "late": raw["TIME"] >= 512.5 * 1024.0,
+    }
+    frame = pl.read_parquet(tmp_path / "out" / "membership" / "beads.parquet")
+    members = {name: frame[name].to_numpy() for name in expected}
+    assert differences(members, expected) == dict.fromkeys(expected, 0)
+    assert all(np.count_nonzero(mask) > 50 for mask in expected.values())
+
+
+def test_gates_exported_as_gating_ml_have_the_same_members(
+    example: Path, lmd: Path, raw: Columns, tmp_path: Path
+) -> None:
+    document = container(example, lmd, tmp_path / "tube.analysis")
+    done = flowmrd("gates", "convert", document, "--fcs", lmd, "--to", "gatingml", "--out", tmp_path / "tube.xml")
+    assert done.returncode in {0, 3}, done.stderr
+    fcs = read_fcs(lmd)
+    data = (tmp_path / "tube.xml").read_bytes()
+    strategy = gatingml.read_strategy(data, "tube.xml", fcs)
+    evaluation = evaluate(strategy, fcs)
+    paths = {one.name: one.path for one in strategy.gates}
+    expected = {name: mask for name, mask in truth(raw).items() if name != "round"}
+    members = {name: evaluation.memberships.mask(paths[name]) for name in expected}
+    assert differences(members, expected) == dict.fromkeys(expected, 0)
 
 
 def test_compare_lists_every_population_though_no_counts_are_stored(example: Path, lmd: Path, tmp_path: Path) -> None:

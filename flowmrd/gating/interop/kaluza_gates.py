@@ -112,15 +112,27 @@ class Reading:
 class Raised:
     """A display scale of compensated values that had their background taken away and given back."""
 
-    scale: Display
+    display: Display
     background: float
     low: float
     high: float
 
     def forward(self, x: F64, out: F64 | None = None) -> F64:
         """Linear values to 0 … 1 of the axis, what lies beyond on its ends."""
-        y = self.scale.forward(np.asarray(x, np.float64) + self.background)
+        y = self.display.forward(np.asarray(x, np.float64) + self.background)
         return np.clip(y, self.low, self.high, out=y if out is None else out)
+
+    def inverse(self, y: F64) -> F64:
+        """0 … 1 of the axis to linear values, without regard to its ends."""
+        y = np.asarray(y, np.float64)
+        match self.display:
+            case FlowJoLinear(low=low, high=high):
+                x = low + y * (high - low)
+            case LogBelowTop(top=top, decades=decades):
+                x = top * 10.0 ** (decades * (y - 1.0))
+            case logicle:
+                x = logicle.inverse(y)
+        return np.asarray(x - self.background, np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------------ elements
@@ -415,7 +427,7 @@ class _Walk:
             background = reading.background.get(measurement.channel, 0.0)
             compensated = reading.matrix is None or measurement.channel in reading.matrix.fluorochromes
             reading.scales[key] = (
-                Raised(scale=inner, background=background, low=_BOTTOM, high=_TOP)
+                Raised(display=inner, background=background, low=_BOTTOM, high=_TOP)
                 if background
                 else Clipped(scale=inner, low=_BOTTOM, high=_TOP)
             )
