@@ -1,0 +1,603 @@
+"""Where a dim population begins, told by control acquisitions: its cut, its background, its fraction.
+
+The events are those of one parent (T cells), the channel that of one reagent, in linear compensated units. A control is
+the same parent without the population (a sample from before the infusion, for one). Three ways, from weak to strong:
+a quantile of the controls, the tail of the sample itself, and `anchored`, which brings the controls to the negative
+events of the sample first:
+
+1. **Residual spillover.** What is left of other dyes in the channel after compensation differs from file to file and
+   weighs with composition, so it is measured on the negative events and taken out (`residual_spillover`).
+2. **Composition.** Events of a control are weighed so that its strata (subsets of the parent) are those of the
+   sample's negative events.
+3. **Drift.** A control's values are moved by a gain and an offset that make the upper flank of its negative peak that of
+   the sample. The flank is told from the population by fitting both in turn.
+4. **Positives.** Their brightness is a shifted log-normal, fitted on the sample, and on a sample of many positives (the
+   product) where there is one. It says what share of them lies above a cut.
+5. **The cut** is where the fraction's error is least: counting in sample and control, what the match of the tails
+   leaves in doubt, and the brightness of the positives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.errors import GatingError
+
+F64: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorSettings:
+    """Numbers of `anchored`.
+
+    Attributes
+    ----------
+    least_events : of the sample and of each control; fewer are refused
+    sd_mean, sd_spread : log10 spread of positives, expected and its uncertainty
+    brightness_units, brightness_sd : log10 brightness of positives, expected in widths of the negative peak's lower
+        part, and its uncertainty; used without a product
+    brightness_drift_sd : of the positives' log10 brightness between sample and product
+    flank_doubt : relative error of positives that hide in the flank
+    shape_doubt : relative error of the negatives' share in a bin after matching
+    tail_doubt : relative standard error of the background above a cut that matching leaves
+    recovery_doubt : standard error of the recovery, as a share of the positives below the cut
+    target_fraction : the cut is chosen for at least this fraction
+    least_recovery : share of positives above the cut, less the background, that a cut must have
+    most_background : a cut below more of the background is not taken
+    """
+
+    least_events: int = 200
+    flank_doubt: float = 0.3
+    shape_doubt: float = 0.05
+    brightness_units: float = 12.0
+    brightness_sd: float = 0.3
+    sd_mean: float = 0.31
+    sd_spread: float = 0.08
+    brightness_drift_sd: float = 0.05
+    tail_doubt: float = 0.25
+    recovery_doubt: float = 0.1
+    target_fraction: float = 0.001
+    least_recovery: float = 0.05
+    most_background: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Intensities:
+    """Events of the parent in one acquisition.
+
+    `values` (n,) linear compensated units of the channel; `others` (k, n) of the other stained channels; `strata` (n,)
+    small whole numbers, one a subset of the parent.
+    """
+
+    values: F64
+    others: F64
+    strata: NDArray[np.intp]
+
+    def __post_init__(self) -> None:
+        size = self.values.shape[0]
+        if self.others.ndim != 2 or self.others.shape[1] != size or self.strata.shape != (size,):
+            raise GatingError(
+                f"intensities: expected one value an event; got {self.others.shape} and {self.strata.shape} for {size}"
+            )
+        for array in (self.values, self.others, self.strata):
+            array.flags.writeable = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """How one control was brought to the sample: `gain` and `offset` of its values, and its weighted events' number."""
+
+    gain: float
+    offset: float
+    events: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Anchored:
+    """A cut with what it rests on. Values are linear, residual spillover taken out.
+
+    `spillover` (k,) is what was taken out of the sample, per unit of the other channels. `events` of `parent_events`
+    lie above `cut`; of the matched controls the share `background` does, which counts like `background_events` of
+    `background_parent_events`. `recovery` is the share of positives above the cut with its standard error. `fraction`
+    is the population's, dim cells included, with its interval. `positive_log10` are mean and spread of the positives'
+    log10 brightness above `positive_offset`.
+    """
+
+    cut: float
+    spillover: F64
+    events: int
+    parent_events: int
+    background: float
+    background_events: int
+    background_parent_events: int
+    recovery: float
+    recovery_se: float
+    fraction: float
+    ci_low: float
+    ci_high: float
+    matches: tuple[Match, ...]
+    positive_log10: tuple[float, float]
+    positive_offset: float
+    negatives: F64 = field(repr=False)
+    negative_weights: F64 = field(repr=False)
+
+
+# ------------------------------------------------------------------------------------------------------- simple methods
+
+
+def control_quantile(controls: Sequence[F64], quantile: float) -> float:
+    """Value that the share `quantile` of all controls' events stays below.
+
+    Raises
+    ------
+    GatingError : no events
+    """
+    values = np.concatenate([np.asarray(one, np.float64) for one in controls]) if controls else np.empty(0)
+    if values.size == 0:
+        raise GatingError("control quantile: expected events in the controls; got none")
+    return float(np.quantile(values, quantile))
+
+
+def tail_of_sample(values: F64, *, distance: float = 4.0) -> float:
+    """Value `distance` spreads above the negative peak of the sample itself; the spread is that of its dim side.
+
+    Parameters
+    ----------
+    values : (n,) linear compensated units
+    distance : in standard deviations of a normal distribution with the dim side's spread, on a scale that is linear
+        near zero and logarithmic above
+    """
+    values = np.asarray(values, np.float64)
+    if values.size < 50:
+        raise GatingError(f"tail of the sample: expected at least 50 events; got {values.size}")
+    unit = _unit(values)
+    scaled = np.arcsinh(values / unit)
+    peak = _lowest_mode(scaled)
+    dim = scaled[scaled < peak]
+    return float(unit * np.sinh(peak + distance * 1.4826 * np.median(peak - dim)))
+
+
+# ------------------------------------------------------------------------------------------------- residual spillover
+
+
+def residual_spillover(values: F64, others: F64, *, rounds: int = 10) -> F64:
+    """Share of each other channel that is left in the channel after compensation, measured on the negative events.
+
+    Parameters
+    ----------
+    values : (n,) linear compensated units of the channel
+    others : (k, n) of the other channels
+
+    Returns
+    -------
+    (k,) coefficients: `values - coefficients @ others` is free of them
+
+    Notes
+    -----
+    Least squares with bounded influence below the fit (Huber) and none two spreads above it, where positives lie.
+    """
+    count, size = others.shape
+    if count == 0 or size < 50 * (count + 1):
+        return np.zeros(count)
+    scale = np.std(others, axis=1)
+    used = scale > 0
+    design = np.ones((int(used.sum()) + 1, size))
+    design[:-1] = (others[used] - others[used].mean(axis=1, keepdims=True)) / scale[used, None]
+    unit = _unit(values)
+    centre = float(unit * np.sinh(_lowest_mode(np.arcsinh(values / unit))))
+    solution: F64 = np.zeros(design.shape[0], np.float64)
+    solution[-1] = centre
+    for _ in range(rounds):
+        left = values - solution @ design
+        below = left[left < 0]
+        spread = 1.4826 * float(np.median(-below)) if below.size else 1.0
+        weight = np.clip(1.5 * spread / np.maximum(np.abs(left), 1e-9), 0.0, 1.0)
+        weight[left > 2.0 * spread] = 0.0
+        weighted = design * weight
+        normal = weighted @ design.T + 1e-6 * np.eye(design.shape[0])
+        solution = np.asarray(np.linalg.solve(normal, weighted @ values), np.float64)
+    coefficients = np.zeros(count)
+    coefficients[used] = solution[:-1] / scale[used]
+    return coefficients
+
+
+def _unit(values: F64) -> float:
+    """Width of the linear part: the spread of the lower half of the events around their lowest quarter's end."""
+    low, quarter = np.quantile(values, (0.02, 0.3))
+    return max(float(quarter - low), 1e-6)
+
+
+def _lowest_mode(scaled: F64) -> float:
+    """Lowest peak of a smoothed histogram that holds a fair part of the highest one's density."""
+    low, high = np.quantile(scaled, (0.001, 0.999))
+    edges = np.linspace(low, high + 1e-9, 257)
+    counts = np.histogram(scaled, edges)[0].astype(np.float64)
+    kernel = np.exp(-0.5 * (np.arange(-24, 25) / 8.0) ** 2)
+    smooth = np.convolve(counts, kernel / kernel.sum(), mode="same")
+    inner = (smooth[1:-1] >= smooth[:-2]) & (smooth[1:-1] > smooth[2:]) & (smooth[1:-1] > 0.2 * smooth.max())
+    peaks = np.flatnonzero(inner) + 1
+    place = int(peaks[0]) if peaks.size else int(np.argmax(smooth))
+    return float((edges[place] + edges[place + 1]) / 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ anchored
+
+
+def anchored(
+    sample: Intensities,
+    controls: Sequence[Intensities],
+    *,
+    product: Intensities | None = None,
+    settings: AnchorSettings | None = None,
+    confidence: float = 0.95,
+) -> Anchored:
+    """Place the cut by controls that are brought to the sample's negative events, and measure the fraction.
+
+    Parameters
+    ----------
+    sample : the acquisition to measure
+    controls : the same parent without the population, each with the reagent's background; two are better than one
+    product : a sample with many positives of the same kind, which says how bright they are
+    settings : numbers of the method
+    confidence : of the interval
+
+    Raises
+    ------
+    GatingError : no control, or too few events
+    """
+    numbers = settings or AnchorSettings()
+    if not controls:
+        raise GatingError("anchored cut: expected at least one control; got none")
+    for what, one in (("sample", sample), *(("control", one) for one in controls)):
+        if one.values.size < numbers.least_events:
+            raise GatingError(
+                f"anchored cut: expected at least {numbers.least_events} events in the {what}; got {one.values.size}"
+            )
+    spillover, values = _cleaned(sample)
+    cleaned = [_cleaned(one)[1] for one in controls]
+    anchor: _Fit | None = None
+    if product is not None and product.values.size >= numbers.least_events:
+        of_product = _fit(_cleaned(product)[1], product.strata, cleaned, controls, numbers)
+        if of_product.fraction > 0.02:
+            anchor = of_product
+    fit = _fit(values, sample.strata, cleaned, controls, numbers, anchor=anchor)
+    return _best_cut(values, spillover, fit, numbers, confidence)
+
+
+def _cleaned(one: Intensities) -> tuple[F64, F64]:
+    coefficients = residual_spillover(one.values, one.others)
+    return coefficients, one.values - coefficients @ one.others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Fit:
+    """Sample as a mixture of matched controls and positives; `covariance` (2, 2) of mean and log spread."""
+
+    loss: float
+    fraction: float
+    mean: float
+    sd: float
+    offset: float
+    covariance: F64
+    negatives: F64
+    weights: F64
+    matches: tuple[Match, ...]
+
+
+def _fit(
+    values: F64,
+    strata: NDArray[np.intp],
+    cleaned: Sequence[F64],
+    controls: Sequence[Intensities],
+    numbers: AnchorSettings,
+    *,
+    anchor: _Fit | None = None,
+) -> _Fit:
+    """Fit from a start without positives and from one with many; what explains the sample better is kept."""
+    fits = [_fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, many=many) for many in (False, True)]
+    return min(fits, key=lambda one: one.loss)
+
+
+def _fit_from(
+    values: F64,
+    strata: NDArray[np.intp],
+    cleaned: Sequence[F64],
+    controls: Sequence[Intensities],
+    numbers: AnchorSettings,
+    *,
+    anchor: _Fit | None,
+    many: bool,
+) -> _Fit:
+    from scipy.special import ndtr
+
+    unit = _unit(values)
+    top = max(int(one.max(initial=0)) for one in (strata, *(one.strata for one in controls))) + 1
+    here = np.bincount(strata, minlength=top).astype(np.float64)
+    there = [np.bincount(one.strata, minlength=top).astype(np.float64) for one in controls]
+    codes = np.concatenate([one.strata for one in controls])
+    ranked = np.sort(values)
+    orders = [np.argsort(one) for one in cleaned]
+    gains = [_first_gain(values, one) for one in cleaned]
+    per_stratum = np.zeros(top)
+    fraction, mean, sd, offset = 0.0, 0.0, 1.0, 0.0
+    for turn in range(_TURNS):
+        negative = here * (1.0 - per_stratum)
+        weights = [
+            np.divide(negative, count, out=np.zeros(top), where=count > 0)[one.strata]
+            for one, count in zip(controls, there, strict=True)
+        ]
+        if turn > 0 or not many:
+            flank = _flank(ranked, fraction, mean, sd, offset, numbers)
+            gains = [
+                _gain_of_flank(one[order], weight[order], *flank)
+                for one, weight, order in zip(cleaned, weights, orders, strict=True)
+            ]
+        joined = np.concatenate([gain * one + move for (gain, move), one in zip(gains, cleaned, strict=True)])
+        # Controls count by their events, whatever the share of them that has a stratum of the sample.
+        joined_weights = np.concatenate([weight * (weight.size / weight.sum()) for weight in weights])
+        order = np.argsort(joined)
+        cumulated = np.cumsum(joined_weights[order])
+        cumulated /= cumulated[-1]
+        fine = np.interp(_LEVELS, cumulated, joined[order])
+        offset = max(float(np.interp(0.25, _LEVELS, fine)), 0.0)
+        found = _positives(
+            values,
+            fine,
+            offset=offset,
+            unit=unit,
+            numbers=numbers,
+            anchor=anchor,
+            guess=(0.3 if many else 0.002) if turn == 0 else (fraction, mean, sd),
+        )
+        fraction, mean, sd = found.fraction, found.mean, found.sd
+        # The share of positives in each stratum, by the counts above a cut that most background stays below.
+        cut = float(np.interp(0.99, _LEVELS, fine))
+        above = float(ndtr(-(math.log10(max(cut - offset, 1e-3)) - mean) / sd))
+        for code in range(top):
+            share = fraction
+            background = joined_weights[codes == code]
+            if here[code] >= 50 and background.size >= 50 and above > 0.05:
+                p = float(np.mean(values[strata == code] > cut))
+                q = float((background * (joined[codes == code] > cut)).sum() / max(background.sum(), 1e-9))
+                share = (p - q) / max(above - q, 0.02)
+            per_stratum[code] = min(max(share, 0.0), 0.95)
+    return _Fit(
+        loss=found.loss,
+        fraction=fraction,
+        mean=mean,
+        sd=sd,
+        offset=offset,
+        covariance=found.covariance,
+        negatives=joined,
+        weights=joined_weights,
+        matches=tuple(
+            Match(gain=gain, offset=move, events=one.size) for (gain, move), one in zip(gains, cleaned, strict=True)
+        ),
+    )
+
+
+_TURNS = 5
+_LEVELS = np.concatenate([np.linspace(0.0, 0.9, 1801)[:-1], 1.0 - np.geomspace(0.1, 1e-6, 1200), [1.0]])
+_UPPER = np.geomspace(0.3, 0.008, 40)
+_BINS = np.concatenate([[0.4, 0.3], np.geomspace(0.2, 0.001, 16)])
+
+
+def _flank(
+    ranked: F64, fraction: float, mean: float, sd: float, offset: float, numbers: AnchorSettings
+) -> tuple[F64, F64]:
+    """Values that the upper shares `_UPPER` of the sample's negative events lie above, and how far each is trusted."""
+    from scipy.special import ndtr
+
+    size = ranked.size
+    grid = np.unique(
+        np.quantile(ranked, np.concatenate([np.linspace(0.02, 0.98, 400), 1 - np.geomspace(0.02, 10 / size, 200)]))
+    )
+    survival = 1.0 - np.searchsorted(ranked, grid, side="right") / size
+    positive = ndtr(-(np.log10(np.maximum(grid - offset, 1e-3)) - mean) / sd)
+    negative = np.minimum.accumulate((survival - fraction * positive) / max(1.0 - fraction, 0.01))
+    values = np.interp(-_UPPER, -negative, grid)
+    hidden = fraction * (1.0 - np.interp(values, grid, positive))
+    doubt = np.hypot(0.02, numbers.flank_doubt * hidden / _UPPER)
+    return values, 1.0 / doubt
+
+
+def _gain_of_flank(ranked: F64, weights: F64, wanted: F64, trust: F64) -> tuple[float, float]:
+    """Gain and offset that bring the upper flank of a control's weighted events to the wanted values."""
+    cumulated = np.cumsum(weights)
+    cumulated = (cumulated - 0.5 * weights) / cumulated[-1]
+    own = np.interp(1.0 - _UPPER, cumulated, ranked)
+    # A share's error moves its value by the error over the density, which falls with the share itself.
+    reach = np.gradient(wanted, np.log(_UPPER))
+    weight = trust / np.maximum(np.abs(reach), 1e-9)
+    design = np.stack([own, np.ones_like(own)], axis=1) * weight[:, None]
+    gain, move = np.linalg.lstsq(design, wanted * weight, rcond=None)[0]
+    return float(np.clip(gain, 0.3, 3.0)), float(move)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Positives:
+    loss: float
+    fraction: float
+    mean: float
+    sd: float
+    covariance: F64
+
+
+def _positives(
+    values: F64,
+    negatives: F64,
+    *,
+    offset: float,
+    unit: float,
+    numbers: AnchorSettings,
+    anchor: _Fit | None,
+    guess: float | tuple[float, float, float],
+) -> _Positives:
+    """Fraction, log10 mean and spread of positives beside negatives whose quantiles at `_LEVELS` are given.
+
+    Least squares over bins with counting error and an error in proportion to the negatives, since their match is never
+    perfect and their events are many.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import ndtr
+
+    size = values.size
+    inside = np.interp(1.0 - _BINS, _LEVELS, negatives)
+    top = max(float(np.quantile(values, 0.9999)), 40.0 * unit, inside[-1] * 1.5)
+    edges = np.unique(np.concatenate([inside, np.geomspace(max(inside[-1], unit), top, 16)[1:]]))
+    counts = np.histogram(values, np.concatenate([[-np.inf], edges, [np.inf]]))[0].astype(np.float64)
+    n = np.diff(np.interp(edges, negatives, _LEVELS), prepend=0.0, append=1.0)
+    logs = np.log10(np.maximum(edges - offset, 1e-3))
+    if anchor is None:
+        mean_prior = (math.log10(max(numbers.brightness_units * unit, 1e-3)), numbers.brightness_sd)
+        sd_prior = (math.log(numbers.sd_mean), numbers.sd_spread / numbers.sd_mean)
+    else:
+        mean_prior = (anchor.mean, math.hypot(numbers.brightness_drift_sd, math.sqrt(anchor.covariance[0, 0])))
+        sd_prior = (math.log(anchor.sd), math.hypot(0.03, math.sqrt(anchor.covariance[1, 1])))
+
+    def loss(theta: F64) -> float:
+        share = 1.0 / (1.0 + math.exp(-theta[0]))
+        p = np.diff(ndtr((logs - theta[1]) / math.exp(theta[2])), prepend=0.0, append=1.0)
+        hidden = (1.0 - share) * n * size
+        expected = hidden + share * p * size + 0.5
+        variance = expected + (numbers.shape_doubt * hidden) ** 2
+        value = 0.5 * float(((counts - expected) ** 2 / variance + np.log(variance)).sum())
+        value += 0.5 * ((theta[1] - mean_prior[0]) / mean_prior[1]) ** 2
+        return float(value + 0.5 * ((theta[2] - sd_prior[0]) / sd_prior[1]) ** 2)
+
+    share, mean, sd = guess if isinstance(guess, tuple) else (guess, mean_prior[0], math.exp(sd_prior[0]))
+    share = min(max(share, 1e-5), 0.99)
+    start = np.array([math.log(share / (1 - share)), mean, math.log(sd)])
+    simplex = np.concatenate([start[None], start + np.diag([0.7, 0.15, 0.15])])
+    best = minimize(
+        loss,
+        start,
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-4, "maxfev": 600},
+    )
+    theta = best.x
+    return _Positives(
+        loss=float(best.fun),
+        fraction=1.0 / (1.0 + math.exp(-theta[0])),
+        mean=float(theta[1]),
+        sd=math.exp(theta[2]),
+        covariance=_covariance(loss, theta),
+    )
+
+
+def _first_gain(values: F64, control: F64) -> tuple[float, float]:
+    """Gain and offset that bring the dim side and the peak of a control to those of the sample, whatever lies above."""
+    unit = _unit(values)
+    peak = float(unit * np.sinh(_lowest_mode(np.arcsinh(values / unit))))
+    other_unit = _unit(control)
+    other = float(other_unit * np.sinh(_lowest_mode(np.arcsinh(control / other_unit))))
+    spread = float(np.median(peak - values[values < peak]))
+    other_spread = float(np.median(other - control[control < other]))
+    gain = min(max(spread / max(other_spread, 1e-9), 0.4), 2.5)
+    return gain, peak - gain * other
+
+
+def _covariance(loss: object, theta: F64) -> F64:
+    """Covariance of mean and log spread with all else free, from second differences of the loss."""
+    step = np.array([0.05, 0.02, 0.03])
+    size = theta.size
+    hessian = np.zeros((size, size))
+    centre = loss(theta)  # type: ignore[operator]
+    eye = np.diag(step)
+    plus = [loss(theta + eye[i]) for i in range(size)]  # type: ignore[operator]
+    minus = [loss(theta - eye[i]) for i in range(size)]  # type: ignore[operator]
+    for i in range(size):
+        hessian[i, i] = (plus[i] + minus[i] - 2 * centre) / step[i] ** 2
+        for j in range(i):
+            both = loss(theta + eye[i] + eye[j]) + loss(theta - eye[i] - eye[j])  # type: ignore[operator]
+            mixed = (both - plus[i] - minus[i] - plus[j] - minus[j] + 2 * centre) / (2 * step[i] * step[j])
+            hessian[i, j] = hessian[j, i] = mixed
+    value, vector = np.linalg.eigh(hessian)
+    inverse = vector @ np.diag(1.0 / np.maximum(value, 0.5)) @ vector.T
+    return np.asarray(inverse[1:3, 1:3])
+
+
+def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, confidence: float) -> Anchored:
+    from scipy.special import ndtr
+
+    order = np.argsort(fit.negatives)
+    ranked, weights = fit.negatives[order], fit.weights[order]
+    total, squares = float(weights.sum()), float((weights**2).sum())
+    above_w = np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
+    above_w2 = np.concatenate([np.cumsum((weights**2)[::-1])[::-1], [0.0]])
+    sorted_values = np.sort(values)
+    size = values.size
+    effective = total**2 / squares
+    cuts = np.unique(np.quantile(ranked, 1 - np.geomspace(min(0.5, numbers.most_background), 8 / ranked.size, 160)))
+
+    def at(cut: float) -> tuple[float, float, float, float, float]:
+        place = int(np.searchsorted(ranked, cut, side="right"))
+        q = float(above_w[place]) / total
+        q_var = max(float(above_w2[place]) / total**2, 1.0 / effective**2)
+        p = 1.0 - float(np.searchsorted(sorted_values, cut, side="right")) / size
+        z = (math.log10(max(cut - fit.offset, 1e-3)) - fit.mean) / fit.sd
+        r = float(ndtr(-z))
+        slope = math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        gradient = np.array([slope / fit.sd, slope * z])
+        r_se = math.hypot(
+            math.sqrt(max(float(gradient @ fit.covariance @ gradient), 0.0)), numbers.recovery_doubt * (1 - r)
+        )
+        return q, q_var, p, r, r_se
+
+    share = max(fit.fraction, numbers.target_fraction)
+
+    def error(cut: float) -> float:
+        q, q_var, _, r, r_se = at(cut)
+        if r - q < numbers.least_recovery:
+            return math.inf
+        expected = share * r + (1 - share) * q
+        variance = expected * (1 - expected) / size
+        variance += (1 - share) ** 2 * (q_var + (numbers.tail_doubt * q) ** 2) + (share * r_se) ** 2
+        return variance / (r - q) ** 2
+
+    errors = np.array([error(float(cut)) for cut in cuts])
+    cut = float(cuts[int(np.argmin(errors))]) if np.isfinite(errors).any() else float(cuts[-1])
+    q, q_var, p, r, r_se = at(cut)
+    events = size - int(np.searchsorted(sorted_values, cut, side="right"))
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    n_eff = q * (1 - q) / q_var if 0 < q < 1 else effective
+    p_low, p_high = _score(p, size, z)
+    q_low, q_high = _score(q, n_eff, z)
+    doubt = z * numbers.tail_doubt * q
+    fraction = (p - q) / (r - q)
+    low = (p - q - math.hypot(p - p_low, math.hypot(q_high - q, doubt))) / (r - q)
+    high = (p - q + math.hypot(p_high - p, math.hypot(q - q_low, doubt))) / (r - q)
+    of_recovery = z * abs(fraction) * r_se / (r - q)
+    return Anchored(
+        cut=cut,
+        spillover=spillover,
+        events=events,
+        parent_events=size,
+        background=q,
+        background_events=round(q * n_eff),
+        background_parent_events=round(n_eff),
+        recovery=r,
+        recovery_se=r_se,
+        fraction=fraction,
+        ci_low=fraction - math.hypot(fraction - low, of_recovery),
+        ci_high=fraction + math.hypot(high - fraction, of_recovery),
+        matches=fit.matches,
+        positive_log10=(fit.mean, fit.sd),
+        positive_offset=fit.offset,
+        negatives=fit.negatives,
+        negative_weights=fit.weights,
+    )
+
+
+def _score(share: float, size: float, z: float) -> tuple[float, float]:
+    centre = (share + z * z / (2 * size)) / (1 + z * z / size)
+    half = z * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size)) / (1 + z * z / size)
+    return max(0.0, centre - half), min(1.0, centre + half)
