@@ -30,8 +30,10 @@ def cases(draw: st.DrawFn) -> Parameters:
         tube=tube,
         events=draw(st.integers(1, 400)),
         scenario=draw(st.sampled_from(sorted(profile.scenario))),
-        blasts=draw(st.floats(0, 1)) if profile.leukemia else 0.0,
+        blasts=draw(st.none() | st.floats(0, 1)) if profile.leukemia else draw(st.sampled_from([None, 0.0])),
         phenotype=draw(st.sampled_from(PhenotypeDraw)),
+        left_out=draw(st.sampled_from([(), ("CD38",), ("CD10 up", "CD34 down")])) if profile.leukemia else (),
+        drift=draw(st.floats(0, 0.5)),
         cd19=draw(st.sampled_from(TargetStatus)),
         batch=draw(st.floats(0, 4)),
         lab=draw(st.text(max_size=4)),
@@ -53,6 +55,17 @@ def test_file_labels_and_truth_agree(parameters: Parameters, seed: int) -> None:
     assert (np.diff(case.channel("Time")) >= 0).all()
     frame = labels_frame(case.labels)
     assert frame.height == parameters.events
+    assert (frame["event"].to_numpy() == np.arange(parameters.events)).all()
+    on_course = frame["stage"] != ""
+    assert (on_course == frame["maturation"].is_not_null()).all()
+    assert frame["maturation"].drop_nulls().is_between(0, 1).all()
+    assert frame.filter(on_course)["kind"].is_in(["cell"]).all()
+    assert frame.filter("blast")["stage"].is_in(list(case.labels.stages)).all()
+    assert not {kind.split()[0] for kind in parameters.left_out} & {
+        marker
+        for marker, shift in ((case.truth["immunophenotype"] or {}).get("shifts") or {}).items()
+        if marker in parameters.left_out or f"{marker} {'up' if shift > 0 else 'down'}" in parameters.left_out
+    }
     assert frame["blast"].sum() == case.truth["mrd"]["blasts"]
     assert (frame["kind"] == "cell").sum() == case.truth["mrd"]["denominator"]
     assert sum(case.truth["events"].values()) == parameters.events
