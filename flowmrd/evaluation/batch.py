@@ -139,7 +139,7 @@ def read_groups(path: Path, by: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def choose_template(files: Sequence[Listed], *, analyte: str, folder: Path | None, dataset: int | None) -> str:
-    """Choose the template that the first readable file fits: the one that knows most of its markers.
+    """Choose the template that the first readable file fits: it knows most of its markers, and misses fewest.
 
     Raises
     ------
@@ -150,15 +150,16 @@ def choose_template(files: Sequence[Listed], *, analyte: str, folder: Path | Non
             channels = open_fcs(one.path, dataset=dataset).channels
         except (FcsError, OSError):
             continue
-        known: dict[str, int] = {}
+        known: dict[str, tuple[int, int]] = {}
         for name in template_paths(folder):
             template = find_template(name, folder)
             if any(measured.analyte == analyte for measured in template.measurement):
                 try:
-                    known[name] = len(resolve_panel(template.channel, channels, tube=name).channels)
+                    found = len(resolve_panel(template.channel, channels, tube=name).channels)
                 except PanelMismatchError:
                     continue
-        best = [name for name, markers in known.items() if markers == max(known.values())]
+                known[name] = (found, found - len(template.channel))
+        best = [name for name, fit in known.items() if fit == max(known.values())]
         if len(best) == 1:
             return best[0]
         raise SettingsError(

@@ -247,11 +247,7 @@ def _from_csv(data: bytes, path: Path, events: int | None) -> pl.DataFrame:
         raise InputError("the file is empty", source=path.name)
     # A spreadsheet of another country separates by semicolons; a label holds none of these.
     separator = max(",;\t", key=head[0].count)
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    single = separator not in head[0]
-    first = head[0].strip().strip('"')
-    # A single column may come without a header; its length says so, else its first cell.
-    bare = single and (lines == events if events is not None and lines - events in {0, 1} else _is_number(first))
+    bare = separator not in head[0] and _is_bare(data, head[0], events)
     frame = pl.read_csv(
         io.BytesIO(data),
         has_header=not bare,
@@ -260,6 +256,15 @@ def _from_csv(data: bytes, path: Path, events: int | None) -> pl.DataFrame:
         encoding="utf8",
     )
     return frame.rename({frame.columns[0]: _NO_COLUMN}) if bare else frame
+
+
+def _is_bare(data: bytes, first: str, events: int | None) -> bool:
+    """Say whether a single column begins with a label: a header is one line more, and its word stands nowhere else."""
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    if events is not None and lines == events + 1:
+        return False
+    # Some programs head a nameless column by 0; with one line more that was answered above.
+    return _is_number(first.strip().strip('"')) or b"\n" + first.strip().encode() in data
 
 
 def _is_number(text: str) -> bool:

@@ -40,11 +40,12 @@ def text(folder: Path, content: str, name: str = "a.labels.csv") -> Path:
         "blast\n0\n1\n0\n1\n1\n",
         "anything\r\n0\r\n1\r\n0\r\n1\r\n1\r\n",
         "\ufefflabel\n0\n1\n0\n1\n1\n",
+        "0\n0\n1\n0\n1\n1\n",
         "label\n0.0\n1.0\n0.0\n1.0\n1.0\n",
         "label\nfalse\ntrue\nfalse\ntrue\ntrue\n",
         "label\nFalse\nTrue\nFalse\nTrue\nTrue\n",
         '"label"\n"0"\n"1"\n"0"\n"1"\n"1"\n',
-        "nonB\nblast\nnormal_B\nblast\nblast\n",
+        "nonB\nblast\nnonB\nblast\nblast\n",
         "population\nnonB\nblast\nnormal_B\nblast\nblast\n",
         "population\nT cell\nBlasts\nB cell\nBlasts\nBlasts\n",
         "intact,cd19,blast\n1,0,0\n1,1,1\n0,0,0\n1,1,1\n1,0,1\n",
@@ -131,6 +132,8 @@ def test_labels_are_found_beside_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
+        ("blast\n0\n1\n0\n1\n", {}, "a.labels.csv: 4 labels for 5 events; expected one row an event, in file order"),
+        ("kind\nB\nB\nblast\nB\n", {}, "a.labels.csv: 4 labels for 5 events; expected one row an event, in file order"),
         ("0\n1\n", {}, "a.labels.csv: 2 labels for 5 events; expected one row an event, in file order"),
         ("x\n0\n1\n0\n1\n1\n0\n", {}, "a.labels.csv: 6 labels for 5 events; expected one row an event, in file order"),
         (
@@ -160,7 +163,7 @@ def test_labels_are_found_beside_the_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_fault_is_one_message(content: str, options: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_each_fault_is_one_message(content: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as fault:
         read(text(tmp_path, content), **options)
     assert str(fault.value) == message
