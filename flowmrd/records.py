@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import Level, QcFinding
+from flowmrd.quantification.kinetics import Course, Kinetics, VisitRow
 
 BINS = 256
 
@@ -254,6 +255,13 @@ FINDINGS: Mapping[str, str] = {
     "message": _TEXT,
     "where": _TEXT,
 }
+KINETICS_FINDINGS: Mapping[str, str] = {
+    "subject": _TEXT,
+    "course": _COUNT,
+    "level": _TEXT,
+    "code": _TEXT,
+    "message": _TEXT,
+}
 SCHEMAS: Mapping[str, Mapping[str, str]] = {
     "populations": POPULATIONS,
     "measurements": MEASUREMENTS,
@@ -302,6 +310,55 @@ def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path)
             frame.write_csv(temporary)
         with written(folder / f"{name}.parquet") as temporary:
             frame.write_parquet(temporary, compression="zstd")
+
+
+def _columns_of(row: type[Kinetics | VisitRow]) -> dict[str, str]:
+    """Columns and types of a table whose rows are these values."""
+    kinds = {"float": _REAL, "int": _COUNT, "bool": "Boolean"}
+    return {field.name: kinds.get(str(field.type).partition(" ")[0], _TEXT) for field in fields(row)}
+
+
+KINETICS: Mapping[str, str] = _columns_of(Kinetics)
+KINETICS_SAMPLES: Mapping[str, str] = _columns_of(VisitRow)
+
+
+def write_kinetics(courses: Sequence[Course], folder: Path) -> None:
+    """Write `kinetics` (a row a subject and course), `kinetics_samples` (a row a sample) and `kinetics_findings`."""
+    import polars as pl
+
+    findings = [
+        (one.kinetics.subject, one.kinetics.course, str(item.level), item.code, item.message)
+        for one in courses
+        for item in one.findings
+    ]
+    tables: tuple[tuple[str, Mapping[str, str], list[tuple[object, ...]]], ...] = (
+        ("kinetics", KINETICS, [_cells(one.kinetics, KINETICS) for one in courses]),
+        (
+            "kinetics_samples",
+            KINETICS_SAMPLES,
+            [_cells(row, KINETICS_SAMPLES) for one in courses for row in one.visits],
+        ),
+        ("kinetics_findings", KINETICS_FINDINGS, list(findings)),
+    )
+    for name, schema, rows in tables:
+        frame = pl.DataFrame(rows, schema={column: getattr(pl, kind) for column, kind in schema.items()}, orient="row")
+        with written(folder / f"{name}.csv") as temporary:
+            frame.write_csv(temporary)
+        with written(folder / f"{name}.parquet") as temporary:
+            frame.write_parquet(temporary, compression="zstd")
+
+
+def _cells(row: Kinetics | VisitRow, schema: Mapping[str, str]) -> tuple[object, ...]:
+    """Values of a row in the order of its columns: real numbers as such, words as text, empty as missing."""
+    cells: list[object] = []
+    for column, kind in schema.items():
+        value = getattr(row, column)
+        if value is not None and kind == _REAL:
+            value = float(value)
+        elif value is not None and kind == _TEXT:
+            value = str(value) or None
+        cells.append(value)
+    return tuple(cells)
 
 
 def write_membership(masks: Mapping[str, NDArray[np.bool_]], path: Path) -> None:

@@ -11,21 +11,25 @@ from flowmrd import __version__
 
 # Command name -> module of this package holding a click command named `command`.
 COMMANDS = {
+    "endpoints": "endpoints",
     "evaluate": "evaluate",
     "gate": "gate",
     "gates": "gates",
     "inspect": "inspect_",
+    "kinetics": "kinetics",
     "respond": "respond",
     "run": "run",
     "simulate": "simulate",
     "template": "template",
 }
 SUMMARIES = {
+    "endpoints": "Compute a cohort's endpoints: response, survival, persistence, safety.",
     "evaluate": "Score the pipeline on labelled files.",
     "gate": "Gate FCS files by a template or a foreign document.",
     "gates": "Convert gates from and to other programs; compare counts.",
     "inspect": "Say what an FCS file holds and whether it can be trusted.",
     "respond": "Class the response at each visit of a clinical table.",
+    "kinetics": "Cellular kinetics from a table of counts.",
     "run": "Run a manifest: gate, measure, report.",
     "simulate": "Make labelled synthetic acquisitions.",
     "template": "List, show and check gating templates.",

@@ -9,8 +9,8 @@ events of the sample first:
    weighs with composition, so it is measured on the negative events and taken out (`residual_spillover`).
 2. **Composition.** Events of a control are weighed so that its strata (subsets of the parent) are those of the
    sample's negative events.
-3. **Drift.** A control's values are moved by a gain and an offset that make the upper flank of its negative peak that of
-   the sample. The flank is told from the population by fitting both in turn.
+3. **Drift.** A gain and an offset make the upper flank of a control's negative peak that of the sample. The flank is
+   told from the population by fitting both in turn.
 4. **Positives.** Their brightness is a shifted log-normal, fitted on the sample, and on a sample of many positives (the
    product) where there is one. It says what share of them lies above a cut.
 5. **The cut** is where the fraction's error is least: counting in sample and control, what the match of the tails

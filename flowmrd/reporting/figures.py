@@ -52,6 +52,14 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "series": "#1f5f99",
         "density": ["#b4cde4", "#86add3", "#5587bd", "#2f639d", "#18427a", "#0a2550"],
         "raster": ["#e8750f", "#c24e00"],
+        "timeline": {
+            "car": "#b84300",
+            "copies": "#6b3fa0",
+            "b-cells": "#1f5f99",
+            "mrd": "#0b6b50",
+            "band": "rgba(86,98,113,0.16)",
+            "window": "rgba(86,98,113,0.09)",
+        },
     },
     "dark": {
         "ink": "#e6ebf1",
@@ -66,6 +74,14 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "series": "#7db4e8",
         "density": ["#24405f", "#2f5a87", "#3f78ae", "#5c98cb", "#8bbae0", "#c9e1f4"],
         "raster": ["#ff8a1f", "#ffb46b"],
+        "timeline": {
+            "car": "#ff9a3c",
+            "copies": "#c3a2f2",
+            "b-cells": "#7db4e8",
+            "mrd": "#6fd3ac",
+            "band": "rgba(163,176,191,0.22)",
+            "window": "rgba(163,176,191,0.11)",
+        },
     },
 }
 

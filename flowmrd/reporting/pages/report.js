@@ -40,7 +40,13 @@
         const line = { ...trace.marker.line, color: look.targetEdge };
         return { ...trace, visible, marker: { ...trace.marker, color: look.target, line } };
       }
-      return { ...trace, line: { ...trace.line, color: look.series } };
+      if (role === "slope") return { ...trace, line: { ...trace.line, color: look.ink } };
+      const own = look.timeline[String(role).replace(/-mark$/, "")];
+      if (own && trace.marker) {
+        const marker = { ...trace.marker, color: own, line: { ...trace.marker.line, color: own } };
+        return { ...trace, marker, error_y: trace.error_y && { ...trace.error_y, color: own } };
+      }
+      return { ...trace, line: { ...trace.line, color: own || look.series } };
     });
     const layout = { ...figure.layout, plot_bgcolor: look.plot, font: { ...figure.layout.font, color: look.ink } };
     for (const key of Object.keys(layout)) {
@@ -48,13 +54,16 @@
     }
     layout.shapes = (layout.shapes || []).map((shape) => {
       if (shape.name === "flag") return { ...shape, fillcolor: look.flag };
+      if (shape.name === "band" || shape.name === "window") return { ...shape, fillcolor: look.timeline[shape.name] };
+      if (shape.name === "limit") return { ...shape, line: { ...shape.line, color: look.muted } };
+      if (shape.name === "level" || shape.name === "event") return { ...shape, line: { ...shape.line, color: look.ink } };
       if (shape.name === "leader") return { ...shape, line: { ...shape.line, color: look.muted } };
       const colour = shape.name.startsWith("gate-target") ? look.target : look.gate;
       if (shape.name.endsWith("-area")) return { ...shape, fillcolor: colour };
       return { ...shape, line: { ...shape.line, color: colour } };
     });
     layout.annotations = (layout.annotations || []).map((note) => {
-      const next = { ...note, font: { ...note.font, color: note.name === "note" ? look.muted : look.ink } };
+      const next = { ...note, font: { ...note.font, color: ["note", "key", "level"].includes(note.name) ? look.muted : look.ink } };
       if (note.name === "label" || note.name === "label-target") {
         next.bgcolor = look.label;
         if (note.name === "label-target") next.bordercolor = look.target;
