@@ -196,8 +196,9 @@ def _unsure_of_time(strategy: ForeignStrategy) -> Iterable[QcFinding]:
 
 def _in_seconds(strategy: ForeignStrategy, fcs: FcsFile | None) -> ForeignStrategy:
     """Return a strategy whose times are seconds, which is what templates gate on."""
-    if fcs is None or fcs.time_step is None:
+    if fcs is None:
         return strategy
+    step = fcs.time_step or 1.0
     dimensions, scales = dict(strategy.dimensions), dict(strategy.scales)
     for key, one in strategy.dimensions.items():
         channel = _channel(one.channel, fcs)
@@ -205,7 +206,7 @@ def _in_seconds(strategy: ForeignStrategy, fcs: FcsFile | None) -> ForeignStrate
             continue
         name = f"{one.scale or 'linear'} of ticks"
         scale = None if one.scale is None else strategy.scales[one.scale]
-        scales[name] = _OfTicks(scale=scale, step=fcs.time_step, gain=channel.gain)
+        scales[name] = _OfTicks(scale=scale, step=step, gain=channel.gain)
         dimensions[key] = replace(one, scale=name, ticks=False)
     return replace(strategy, dimensions=dimensions, scales=scales)
 

@@ -377,6 +377,8 @@ class _Way:
 
 
 def _way(scale: Scale) -> _Way:
+    from flowmrd.gating.interop.vendor_scales import Clipped
+
     line = _affine(scale)
     if line is not None:
         zero, one = line
@@ -384,7 +386,8 @@ def _way(scale: Scale) -> _Way:
     ends = np.asarray(scale.forward(np.array([-_FAR, -_FAR / 10, _FAR / 10, _FAR])), np.float64)
     low = float(ends[0]) if ends[0] == ends[1] else -math.inf
     high = float(ends[3]) if ends[3] == ends[2] else math.inf
-    inner = getattr(scale, "scale", scale)
+    # What a clipped scale does beyond its ends matters to nobody.
+    inner = scale.scale if isinstance(scale, Bounded | Clipped) else scale
     inverse = getattr(inner, "inverse", None)
     if inverse is not None:
         return _Way(value=lambda y: np.asarray(inverse(np.clip(y, low, high)), np.float64), low=low, high=high)

@@ -16,10 +16,11 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from flowmrd.cytometry.transforms import Arcsinh, Logicle
+from flowmrd.cytometry.transforms import Arcsinh, Hyperlog, Logicle
 from flowmrd.errors import InputError, Level, QcFinding
-from flowmrd.fcs import FcsFile
-from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Polygon, Rectangle
+from flowmrd.fcs import ChannelKind, FcsFile
+from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Polygon, Rectangle, Whole
+from flowmrd.gating.interop import flowjo_mac
 from flowmrd.gating.interop.document import (
     FROM_FILE,
     UNCOMPENSATED,
@@ -29,6 +30,7 @@ from flowmrd.gating.interop.document import (
     Matrix,
     Scale,
 )
+from flowmrd.gating.interop.expressions import Term
 from flowmrd.gating.interop.vendor_scales import BINS, FlowJoLinear, FlowJoLog, flowjo_biex
 from flowmrd.gating.interop.xml import local, parse_xml
 
@@ -56,11 +58,14 @@ class _Reading:
 
     name: str
     fcs: FcsFile
+    sample: Element
+    old: bool
     scales: dict[str, Scale]
     unreadable: dict[str, str]
     matrix: Matrix | None
     prefix: str
     suffix: str
+    gains: dict[str, float]
     dimensions: dict[str, Dimension] = field(default_factory=dict)
     gates: list[ForeignGate] = field(default_factory=list)
     findings: list[QcFinding] = field(default_factory=list)
@@ -119,16 +124,25 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     root = _workspace(data, name)
     sample = _sample_of(root, name, fcs, tube)
     node = _sample_node(sample)
-    matrix, prefix, suffix, findings = _compensation(sample, name)
-    scales, unreadable = _transforms(sample)
+    old = _child(sample, "Transformations") is None
+    findings: list[QcFinding] = []
+    if old:
+        matrix, prefix, suffix = _old_compensation(root, sample, name)
+        scales, unreadable = flowjo_mac.scales(root, sample, (prefix, suffix))
+    else:
+        matrix, prefix, suffix, findings = _compensation(sample, name)
+        scales, unreadable = _transforms(sample)
     reading = _Reading(
         name=name,
         fcs=fcs,
+        sample=sample,
+        old=old,
         scales=scales,
         unreadable=unreadable,
         matrix=matrix,
         prefix=prefix,
         suffix=suffix,
+        gains=_gains(sample),
         findings=findings,
     )
     counts_apply = True
@@ -142,6 +156,9 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     if node is not None:
         for element, path, parent in _walk(node):
             _read_population(reading, element, path, parent, counted=counts_apply)
+    if old and reading.gates:
+        said = "FlowJo 9's gates have no published meaning; they are read as LabKey Flow does: compare the counts."
+        reading.findings.append(_finding(Level.WARNING, "FLOWJO_9", said))
     sample_node = _sample_node(sample)
     events = _count(sample_node) if sample_node is not None else None
     return ForeignStrategy(
@@ -163,6 +180,14 @@ def _workspace(data: bytes, name: str) -> Element:
     root = parse_xml(data, name)
     if local(root.tag) != "Workspace":
         raise InputError(f"expected a FlowJo workspace (<Workspace>), got <{local(root.tag)}>", source=name)
+    # FlowJo 8 keeps the trees apart from the samples.
+    samples = {_attribute(sample, "sampleID"): sample for sample in _samples(root)}
+    for group in _children(root, "SampleAnalyses"):
+        for tree in _children(group, "Sample"):
+            sample = samples.get(_attribute(tree, "sampleID"))
+            if sample is not None and _sample_node(sample) is None:
+                tree.tag = "SampleNode"
+                sample.append(tree)
     return root
 
 
@@ -226,8 +251,7 @@ def _sample_id(sample: Element) -> str | None:
 
 
 def _keyword(sample: Element, name: str) -> str:
-    keywords = _child(sample, "Keywords")
-    for keyword in () if keywords is None else keywords:
+    for keyword in (one for group in _children(sample, "Keywords", "FCSHeader") for one in group):
         if (_attribute(keyword, "name") or "").upper() == name:
             return (_attribute(keyword, "value") or "").strip()
     return ""
@@ -321,7 +345,7 @@ def _walk(node: Element | None) -> Iterator[tuple[Element, str, str]]:
 
 
 def _number(element: Element, name: str, missing: float | None = None) -> float:
-    text = _attribute(element, name)
+    text = _attribute(element, name) or _attribute(element, name.lower())
     if text is None or not text.strip():
         if missing is None:
             raise _Unreadable(f"<{local(element.tag)}> has no {name}")
@@ -354,10 +378,23 @@ def _transforms(sample: Element) -> tuple[dict[str, Scale], dict[str, str]]:
     return scales, unreadable
 
 
+def _gains(sample: Element) -> dict[str, float]:
+    """Return the gain of each linear scale that states one."""
+    gains = {}
+    for element in (one for group in _children(sample, "Transformations") for one in _children(group, "linear")):
+        parameter = _child(element, "parameter")
+        try:
+            gain = _number(element, "gain", 1.0)
+        except _Unreadable:
+            continue
+        gains["" if parameter is None else (_attribute(parameter, "name") or "")] = gain
+    return gains
+
+
 def _scale(element: Element) -> Scale:
     match local(element.tag):
         case "linear":
-            # The gain is the file's own ($PnG, or $TIMESTEP for time), which values read from the file already have.
+            # The gain is the file's own ($PnG), which values read from the file already have; for time see `_clock`.
             return FlowJoLinear(low=_number(element, "minRange", 0.0), high=_number(element, "maxRange"))
         case "log":
             return FlowJoLog(offset=_number(element, "offset"), decades=_number(element, "decades"))
@@ -370,6 +407,13 @@ def _scale(element: Element) -> Scale:
             )
         case "logicle":
             return Logicle(
+                T=_number(element, "T"),
+                W=_number(element, "W"),
+                M=_number(element, "M"),
+                A=_number(element, "A", 0.0),
+            )
+        case "hyperlog":
+            return Hyperlog(
                 T=_number(element, "T"),
                 W=_number(element, "W"),
                 M=_number(element, "M"),
@@ -414,6 +458,13 @@ def _compensation(sample: Element, name: str) -> tuple[Matrix | None, str, str, 
     return matrix, prefix, suffix, findings
 
 
+def _old_compensation(root: Element, sample: Element, name: str) -> tuple[Matrix | None, str, str]:
+    try:
+        return flowjo_mac.matrix(root, sample)
+    except ValueError as error:
+        raise InputError(f"the sample's compensation cannot be read: {error}", source=name) from None
+
+
 def _matrix(element: Element) -> Matrix:
     rows = _children(element, "spillover")
     if not rows:
@@ -451,8 +502,15 @@ def _gate_element(population: Element) -> Element | None:
 
 def _read_population(reading: _Reading, element: Element, path: str, parent: str, *, counted: bool) -> None:
     count = _count(element) if counted else None
+    drawn = _gate_element(element)
+    gate: Gate
+    info: dict[str, str]
     try:
-        gate, info, complement = _gate(reading, element)
+        if drawn is not None and local(drawn.tag) == "BooleanGate" and local(element.tag) not in _BOOLEAN:
+            nested = ForeignGate(name=_name(element) or "unnamed", path=path, parent=parent, gate=Whole())
+            gate, info, complement = _read_expression(reading, nested, drawn), {}, False
+        else:
+            gate, info, complement = _gate(reading, element)
     except (_Unreadable, ValueError) as error:
         reading.findings.append(
             QcFinding(
@@ -474,9 +532,9 @@ def _read_population(reading: _Reading, element: Element, path: str, parent: str
     )
     if complement:
         # The drawn gate holds what FlowJo leaves out; it becomes a population of its own, which the gate negates.
-        drawn = replace(one, name=f"{one.name} (drawn)", path=f"{path} (drawn)", count=None)
-        reading.gates.append(drawn)
-        one = replace(one, gate=Boolean(operator="and", operands=((drawn.path, True),)), info={})
+        inside = replace(one, name=f"{one.name} (drawn)", path=f"{path} (drawn)", count=None)
+        reading.gates.append(inside)
+        one = replace(one, gate=Boolean(operator="and", operands=((inside.path, True),)), info={})
     reading.gates.append(one)
 
 
@@ -489,6 +547,8 @@ def _gate(reading: _Reading, element: Element) -> tuple[Gate, dict[str, str], bo
         raise _Unreadable("it has no gate that FlowJo 10 would write; save the workspace again with FlowJo 10")
     complement = _attribute(gate, "eventsInside") == "0"
     match local(gate.tag):
+        case "PolygonGate" if drawn := flowjo_mac.shapes(gate):
+            return _old_shape(reading, drawn)
         case "RectangleGate":
             return _rectangle(reading, gate), {}, complement
         case "PolygonGate":
@@ -502,6 +562,65 @@ def _gate(reading: _Reading, element: Element) -> tuple[Gate, dict[str, str], bo
 def _bins(gate: Element) -> str:
     resolution = _number(gate, "gateResolution", _DISPLAY)
     return str(int(resolution)) if 1 <= resolution <= 65536 else str(int(_DISPLAY))
+
+
+def _old_shape(reading: _Reading, drawn: list[flowjo_mac.Shape]) -> tuple[Gate, dict[str, str], bool]:
+    """Return a gate of FlowJo 9: vertices in linear values, edges straight on the display."""
+    if len(drawn) > 1:
+        raise _Unreadable(f"it is drawn {len(drawn)} times over")
+    shape = drawn[0]
+    scaled = shape.kind in {"polygon", "ellipse"}
+    keys = [_axis(reading, name, scaled=scaled) for name in shape.axes]
+    columns = []
+    for key, values in zip(keys, shape.vertices.T, strict=True):
+        channel = reading.dimensions[key].channel
+        parameter = flowjo_mac.parameter_of(reading.sample, channel)
+        linear = flowjo_mac.coarse_axis(parameter, values, channel, reading.fcs)
+        columns.append(np.array(_forward(reading, key, [float(value) for value in linear])))
+    corners = np.stack(columns, axis=1)
+    if not np.isfinite(corners).all():
+        raise _Unreadable("a vertex is not finite on its scale")
+    if not scaled:
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        box = Rectangle(markers=tuple(keys), low=tuple(map(float, low)), high=tuple(map(float, high)))
+        return box, {}, shape.inverted
+    info = {BINS: str(int(_DISPLAY))}
+    if shape.kind == "polygon":
+        vertices = tuple((float(x), float(y)) for x, y in corners)
+        return Polygon(markers=(keys[0], keys[1]), vertices=vertices), info, shape.inverted
+    # The ends of one axis of the ellipse, then those of the other.
+    along, across = (corners[0] - corners[1]) / 2.0, (corners[2] - corners[3]) / 2.0
+    covariance = np.outer(along, along) + np.outer(across, across)
+    if np.linalg.matrix_rank(covariance) < 2:
+        raise _Unreadable("an ellipse without extent")
+    mean = corners[:4].mean(axis=0)
+    ellipse = Ellipsoid(
+        markers=tuple(keys),
+        mean=tuple(float(value) for value in mean),
+        covariance=tuple(tuple(float(value) for value in row) for row in covariance),
+        distance_square=1.0,
+    )
+    return ellipse, info, shape.inverted
+
+
+def _read_expression(reading: _Reading, one: ForeignGate, gate: Element) -> Boolean:
+    """Return a boolean gate of FlowJo 9; what is nested in its expression becomes a population of its own."""
+    term = flowjo_mac.expression(gate, one.parent)
+
+    def operand(part: Term) -> tuple[str, bool]:
+        if part.operator == "name":
+            return part.name, False
+        if part.operator == "not":
+            path, flag = operand(part.parts[0])
+            return path, not flag
+        number = sum(other.path.startswith(f"{one.path} (part ") for other in reading.gates) + 1
+        name, path = f"{one.name} (part {number})", f"{one.path} (part {number})"
+        inner = Boolean(operator=part.operator, operands=tuple(operand(each) for each in part.parts))
+        reading.gates.append(replace(one, name=name, path=path, gate=inner, count=None))
+        return path, False
+
+    parts = term.parts if term.operator in {"and", "or"} else (term,)
+    return Boolean(operator="or" if term.operator == "or" else "and", operands=tuple(operand(part) for part in parts))
 
 
 def _boolean(element: Element, operator: str) -> Boolean:
@@ -524,6 +643,10 @@ def _dimension(reading: _Reading, element: Element, *, scaled: bool) -> str:
     name = "" if parameter is None else (_attribute(parameter, "name") or "")
     if not name:
         raise _Unreadable("an axis has no name")
+    return _axis(reading, name, scaled=scaled)
+
+
+def _axis(reading: _Reading, name: str, *, scaled: bool) -> str:
     scale = name if scaled else None
     if scaled and name not in reading.scales:
         why = reading.unreadable.get(name)
@@ -542,10 +665,27 @@ def _dimension(reading: _Reading, element: Element, *, scaled: bool) -> str:
     elif reading.matrix is not None and not (prefix or suffix) and name in reading.matrix.fluorochromes:
         compensation = reading.matrix.id
     display = name if name in reading.scales else None
-    reading.dimensions[key] = Dimension(
-        key=key, channel=channel, compensation=compensation, scale=scale, display=display
-    )
+    dimension = Dimension(key=key, channel=channel, compensation=compensation, scale=scale, display=display)
+    reading.dimensions[key] = _clock(reading, dimension)
     return key
+
+
+def _clock(reading: _Reading, dimension: Dimension) -> Dimension:
+    """Put a dimension of time on FlowJo's own seconds.
+
+    FlowJo stretches the clock so that the run lasts from `$BTIM` to `$ETIM`, and writes the seconds of a tick as the
+    gain of its linear scale; a gain of 1 means `$TIMESTEP`.
+    """
+    gain = reading.gains.get(dimension.channel, 1.0)
+    clock = next((c for c in reading.fcs.channels if c.pnn == dimension.channel and c.kind is ChannelKind.TIME), None)
+    if clock is None or gain == 1.0 or gain <= 0.0:
+        return dimension
+    drawn = None if dimension.scale is None else reading.scales[dimension.scale]
+    low, high = (drawn.low, drawn.high) if isinstance(drawn, FlowJoLinear) else (0.0, 1.0)
+    name = f"{dimension.key} of ticks"
+    # Values in ticks are divided by $PnG.
+    reading.scales[name] = FlowJoLinear(low=low, high=high, gain=gain * clock.gain)
+    return replace(dimension, scale=name, display=None, ticks=True)
 
 
 def _axes(reading: _Reading, gate: Element, *, scaled: bool) -> tuple[list[str], list[Element]]:
@@ -574,7 +714,10 @@ def _forward(reading: _Reading, key: str, values: list[float]) -> list[float]:
     scale = reading.dimensions[key].scale
     if scale is None:
         return values
-    return [float(value) for value in reading.scales[scale].forward(np.array(values, np.float64))]
+    drawn = reading.scales[scale]
+    if isinstance(drawn, FlowJoLinear):
+        drawn = replace(drawn, gain=1.0)  # boundaries are in seconds, not in ticks
+    return [float(value) for value in drawn.forward(np.array(values, np.float64))]
 
 
 def _polygon(reading: _Reading, gate: Element) -> Polygon:

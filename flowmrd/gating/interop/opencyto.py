@@ -19,6 +19,7 @@ from typing import NoReturn
 from flowmrd.errors import InputError, Level, QcFinding
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.interop.document import ForeignStrategy
+from flowmrd.gating.interop.expressions import Term, parse_expression
 
 KIND = "opencyto"
 MAX_BYTES = 4 * 2**20
@@ -771,60 +772,11 @@ def _reference(building: _Building, row: _Row, parent: str) -> list[str]:
     raise _Unmapped(f"{len(found)} references for {len(dims)} dims")
 
 
-_BOOL = re.compile(r"\s*([()&|!])\s*")
-_MAX_NESTING = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Term:
-    """A name, its complement, or terms joined by `and` or `or`."""
-
-    operator: str
-    name: str = ""
-    parts: tuple[_Term, ...] = ()
-
-
-def _term(tokens: Sequence[str], place: int, depth: int, mark: str) -> tuple[_Term, int]:
-    """Parse terms joined by `mark`; `|` binds weaker than `&`, `!` strongest."""
-    if depth > _MAX_NESTING:
-        raise _Unmapped("the expression is nested too deep")
-    parts = []
-    while True:
-        part, place = _term(tokens, place, depth, "&") if mark == "|" else _atom(tokens, place, depth)
-        parts.append(part)
-        if place >= len(tokens) or tokens[place] != mark:
-            break
-        while place < len(tokens) and tokens[place] == mark:
-            place += 1
-    if len(parts) == 1:
-        return parts[0], place
-    return _Term(operator="or" if mark == "|" else "and", parts=tuple(parts)), place
-
-
-def _atom(tokens: Sequence[str], place: int, depth: int) -> tuple[_Term, int]:
-    if place >= len(tokens) or tokens[place] in {"&", "|", ")"}:
-        raise _Unmapped("the expression breaks off")
-    if depth > _MAX_NESTING:
-        raise _Unmapped("the expression is nested too deep")
-    if tokens[place] == "!":
-        inner, place = _atom(tokens, place + 1, depth + 1)
-        return _Term(operator="not", parts=(inner,)), place
-    if tokens[place] == "(":
-        inner, place = _term(tokens, place + 1, depth + 1, "|")
-        if place >= len(tokens) or tokens[place] != ")":
-            raise _Unmapped("a parenthesis is not closed")
-        return inner, place + 1
-    return _Term(operator="name", name=tokens[place]), place + 1
-
-
 def _boolean(building: _Building, row: _Row, parent: str) -> str:
     """Read `A & !B | (C & D)`; what is nested becomes a population of its own."""
-    tokens = [part.strip() for part in _BOOL.split(row.args.strip("\"' ")) if part.strip()]
-    term, place = _term(tokens, 0, 0, "|")
-    if place != len(tokens):
-        raise _Unmapped("the expression has more than it needs")
+    term = parse_expression(row.args.strip("\"' "))
 
-    def operand(one: _Term) -> str:
+    def operand(one: Term) -> str:
         if one.operator == "name":
             name = _resolve(building, one.name)
             if name is None or name == _ROOT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,36 @@ class FlowJoLog:
     def inverse(self, y: F64) -> F64:
         """0 … 1 of the axis to linear values."""
         return np.asarray(self.offset * np.power(10.0, np.asarray(y, np.float64) * self.decades))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowJoTable:
+    """A calibration table of FlowJo 9: the linear value of each display channel, straight between them, then clamped.
+
+    Parameters
+    ----------
+    values : rising
+    """
+
+    values: tuple[float, ...]
+    _values: F64 = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _require(len(self.values) > 1, "two channels or more", len(self.values))
+        values = np.array(self.values, np.float64)
+        _require(bool(np.isfinite(values).all() and np.all(np.diff(values) > 0)), "rising values", "others")
+        values.flags.writeable = False
+        object.__setattr__(self, "_values", values)
+
+    def forward(self, x: F64, out: F64 | None = None) -> F64:
+        """Linear values to 0 … 1 of the axis."""
+        channels = np.interp(np.asarray(x, np.float64), self._values, np.arange(float(self._values.size)))
+        return _given(channels / (self._values.size - 1), out)
+
+    def inverse(self, y: F64) -> F64:
+        """0 … 1 of the axis to linear values."""
+        channels = np.asarray(y, np.float64) * (self._values.size - 1)
+        return np.asarray(np.interp(channels, np.arange(float(self._values.size)), self._values))
 
 
 def flowjo_biex(*, top: float, positive: float, negative: float, width: float) -> Bounded:
