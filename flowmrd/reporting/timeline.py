@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ _LOOKS: Mapping[Kind, _Look] = {
         absent="▽ not detected, at its LOD",
     ),
     Kind.COPIES: _Look(
-        title="Vector copies",
+        title="Copies",
         unit="per µg DNA",
         symbol="x",
         dash="dot",
@@ -146,7 +146,7 @@ def timeline_figure(timeline: Timeline) -> Figure:
     shapes: list[Figure] = []
     notes: list[Figure] = []
     layout: Figure = {
-        "margin": {"l": 74, "r": 16, "t": 40, "b": 48, "pad": 0},
+        "margin": {"l": 84, "r": 16, "t": 40, "b": 48, "pad": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": theme["plot"],
         "font": {"family": FONT, "size": 12, "color": theme["ink"]},
@@ -174,12 +174,10 @@ def timeline_figure(timeline: Timeline) -> Figure:
             "domain": [max(top - height, 0.0), top],
             "range": [math.log10(low), math.log10(high)],
             "title": {"text": f"{look.title}<br>{look.unit}", "standoff": 8},
-            "tickvals": [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)],
-            "ticktext": [
-                _number(10.0**power) for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-            ],
+            "tickvals": [10.0**power for power in _powers(low, high, kind)],
+            "ticktext": [_number(10.0**power) for power in _powers(low, high, kind)],
         }
-        data.extend(_traces(timeline.series[kind], kind, name, place))
+        data.extend(_traces(timeline.series[kind], kind, name, place, foot=low))
         shapes.extend(_limit_band(timeline.series[kind], kind, name, place, low))
         shapes.extend(_lines(timeline, kind, name, notes))
         notes.append(_note(f"{look.found}   {look.absent}", x=1.0, y=high, yref=name, xanchor="right", name="key"))
@@ -189,6 +187,13 @@ def timeline_figure(timeline: Timeline) -> Figure:
     shapes = [*_windows(timeline, notes, place), *shapes]
     layout["shapes"], layout["annotations"] = shapes, notes
     return {"data": data, "layout": layout}
+
+
+def _powers(low: float, high: float, kind: Kind) -> range:
+    """Powers of ten to label, every second or third one where a panel is too low for all."""
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    step = max(1, math.ceil((last - first + 1) / (6 if kind is Kind.CAR else 4)))
+    return range(first, last + 1, step)
 
 
 def _axis() -> Figure:
@@ -250,14 +255,18 @@ def _bounds(timeline: Timeline, kind: Kind) -> tuple[float, float]:
     floor = low if kind is not Kind.B_CELLS else max(low, 0.05)
     # A lower end of an interval may be next to 0: three decades below the values are enough.
     floor = max(floor, min(value for value in values if value > 0) if any(values) else 0.1, high * 1e-7)
-    return 10.0 ** (math.floor(math.log10(floor) - 0.25)), high * 10**0.45
+    # Room above for the key of the panel.
+    return 10.0 ** (math.floor(math.log10(floor) - 0.25)), high * 10 ** (0.25 + 0.17 * math.log10(high / floor + 10))
 
 
-def _traces(points: Sequence[Point], kind: Kind, yaxis: str, place: Callable[[float], float]) -> list[Figure]:
+def _traces(
+    points: Sequence[Point], kind: Kind, yaxis: str, place: Callable[[float], float], *, foot: float
+) -> list[Figure]:
     look, factor = _LOOKS[kind], _SCALE.get(kind, 1.0)
     ordered = sorted(points, key=lambda point: point.day)
     theme = THEMES["light"]["timeline"][kind.value]
-    lowest = min((_shown(point, kind) for point in ordered if _shown(point, kind) > 0), default=1.0)
+    # What was looked for and not found, without a limit, lies at the panel's foot.
+    lowest = foot * 1.6
     xs = [place(point.day) for point in ordered]
     ys = [_shown(point, kind) or lowest for point in ordered]
     found = [point.found and point.value > 0 for point in ordered]
@@ -458,15 +467,15 @@ def _note(text: str, *, x: float, y: float, yref: str, xanchor: str, name: str) 
         # A position on a logarithmic axis is its logarithm.
         "y": y if paper else math.log10(y),
         "xanchor": xanchor,
-        "yanchor": "bottom",
-        "yshift": 2 if name != "event" else 16,
+        "yanchor": "top" if name == "key" else "bottom",
+        "yshift": {"event": 16, "key": -2}.get(name, 2),
         "font": {"size": 11, "color": theme["ink"] if name in {"event", "visit"} else theme["muted"]},
     }
 
 
 def _number(value: float) -> str:
     if value >= 10_000:
-        return f"{value:,.0f}"
+        return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
     return f"{value:g}"
 
 
@@ -508,16 +517,13 @@ def course_timeline(
         if sample.cd19_per_ul is not None:
             text = f"day {sample.day:g}: {_amount(sample.cd19_per_ul)} B cells/µl"
             series[Kind.B_CELLS].append(
-                Point(day=sample.day, value=sample.cd19_per_ul, found=sample.cd19_per_ul > 0, limit=0.1, text=text)
+                Point(day=sample.day, value=sample.cd19_per_ul, found=sample.cd19_per_ul > 0, text=text)
             )
         if sample.copies_per_ug is not None:
             text = f"day {sample.day:g}: {_amount(sample.copies_per_ug)} copies/µg"
             series[Kind.COPIES].append(
-                Point(day=sample.day, value=sample.copies_per_ug, found=sample.copies_per_ug > 0, limit=1.0, text=text)
+                Point(day=sample.day, value=sample.copies_per_ug, found=sample.copies_per_ug > 0, text=text)
             )
-    for kind in (Kind.B_CELLS, Kind.COPIES):
-        # What was looked for and not found is drawn at the panel's foot; it has no limit to be shaded.
-        series[kind] = [point if point.found else replace(point, limit=None) for point in series[kind]]
     last = max((point.day for points in series.values() for point in points), default=28.0)
     if windows is None:
         calendar = load_visits()

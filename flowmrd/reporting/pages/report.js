@@ -77,6 +77,8 @@
   const draw = (plot) => {
     if (!window.Plotly) { plot.textContent = "The plotting library (assets/plotly.min.js) is missing."; return; }
     const { data, layout } = themed(figureOf(plot.dataset.figure));
+    // A page is laid out for paper only after this event: what spans the page gets the width of a sheet here.
+    if (printing && plot.classList.contains("course-plot")) Object.assign(layout, { autosize: false, width: 690, height: 560 });
     plot.dataset.state = "drawing";
     Plotly.react(plot, data, layout, { ...settings.config, staticPlot: true }).then(() => { plot.dataset.state = "drawn"; });
   };
