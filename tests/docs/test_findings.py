@@ -22,6 +22,7 @@ MAKERS = (
     "panels.py",
     "execution.py",
     "foreign.py",
+    "evaluation",
 )
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 # Functions that make a finding, and which of their arguments is the code.
