@@ -348,7 +348,7 @@ def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
             continue
         if element.get("type") == "Composite_Classifier":
             continue  # a quadrant's cross; its bins are gates of their own
-        parent = _text(element, "parent")
+        parent = _parent_name(element)
         label = _text(element, "name") or full.rpartition("\\")[2] or "unnamed"
         path = f"{paths.get(parent, '/' + parent.replace(chr(92), '/')) if parent else ''}/{label}"
         number = 2
@@ -383,12 +383,18 @@ def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
 
 
 def _parent(element: Element, paths: dict[str, str]) -> str:
-    parent = _text(element, "parent")
+    parent = _parent_name(element)
     if not parent:
         return ""
     if parent not in paths:
         raise _Unreadable(f"its parent {parent} is not there")
     return paths[parent]
+
+
+def _parent_name(element: Element) -> str:
+    """Return the parent's full name; of a region its input is the same thing."""
+    inputs = _inputs(element) if _child(element, "region") is not None else ()
+    return _text(element, "parent") or (inputs[0] if len(inputs) == 1 else "")
 
 
 # How Diva derives a population from others, by what its type begins with.
@@ -412,14 +418,7 @@ def _gate(reading: _Reading, element: Element, paths: dict[str, str]) -> Gate:
         operator = next((how for start, how in _DERIVED.items() if kind.casefold().startswith(start)), None)
         if operator is None:
             raise _Unreadable(f"Diva's gate type {kind!r} is not known")
-        inputs = [(child.text or "").strip() for child in element if local(child.tag) == "input"]
-        unknown = [one for one in inputs if one not in paths or not paths[one]]
-        if not inputs or unknown:
-            raise _Unreadable(f"it is made of {', '.join(unknown) or 'nothing'}, which is not there")
-        complement = operator == "neither"
-        return Boolean(
-            operator="and" if complement else operator, operands=tuple((paths[one], complement) for one in inputs)
-        )
+        return _derived(operator, _inputs(element), paths)
     points = _child(region, "points")
     vertices = [
         (_real(point.get("x"), "a vertex"), _real(point.get("y"), "a vertex") if point.get("y") is not None else 0.0)
@@ -443,6 +442,25 @@ def _gate(reading: _Reading, element: Element, paths: dict[str, str]) -> Gate:
             return Polygon(markers=(x, y), vertices=corners, closed=True)
         case shape:
             raise _Unreadable(f"Diva's region type {shape!r} is not known")
+
+
+def _inputs(element: Element) -> tuple[str, ...]:
+    return tuple((child.text or "").strip() for child in element if local(child.tag) == "input")
+
+
+def _derived(operator: str, inputs: tuple[str, ...], paths: dict[str, str]) -> Boolean:
+    """Return what a population is derived from; within its own parent, as everything that is drawn."""
+    unknown = [one for one in inputs if one not in paths]
+    if not inputs or unknown:
+        raise _Unreadable(f"it is made of {', '.join(unknown) or 'nothing'}, which is not there")
+    # All events have no outline of their own: meeting them changes nothing, joining or inverting them is no gate.
+    drawn = tuple(one for one in inputs if paths[one])
+    if not drawn or (operator != "and" and len(drawn) < len(inputs)):
+        raise _Unreadable("it is made of all events, which is no gate")
+    complement = operator == "neither"
+    return Boolean(
+        operator="and" if complement else operator, operands=tuple((paths[one], complement) for one in drawn)
+    )
 
 
 def _enough(vertices: Sequence[tuple[float, float]], least: int) -> None:

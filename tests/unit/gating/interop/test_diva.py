@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowmrd.cytometry.events import EventSource, resolve_panel
 from flowmrd.errors import InputError
 from flowmrd.fcs import Channel, FcsFile, read_fcs, write_fcs
+from flowmrd.gating.engine import apply_template
 from flowmrd.gating.interop import diva
+from flowmrd.gating.interop.as_template import to_template
 from flowmrd.gating.interop.document import evaluate
 from flowmrd.gating.interop.vendor_scales import diva_biexponential, diva_linear, diva_log
+from flowmrd.gating.template import load_template
 
 ALL = (
     '<gate fullname="All Events" type="EventSource_Classifier"><name>All Events</name>'
@@ -84,6 +88,113 @@ def test_derived_gates_follow_their_inputs(fcs: FcsFile) -> None:
     evaluation = evaluate(diva.read_strategy(data, "d.xml", fcs), fcs)
     assert dict(evaluation.counts) == {"/r": 4, "/rest": 396, "/any": 400, "/no": 0}
     assert evaluation.findings[0].message == "Gate odd is left out: Diva's gate type 'Magic' is not known."
+
+
+def inputs(*paths: str) -> str:
+    return "".join(f"<input>All Events\\{path}</input>" if path else "<input>All Events</input>" for path in paths)
+
+
+# x < 500 (200 events) and y < 300 (120), which share 60; `corner` (4) lies beneath the first.
+HALVES = (
+    gate("All Events\\x", region("INTERVAL", "X", "", [(0, 9), (500, 9)]))
+    + gate("All Events\\y", region("INTERVAL", "Y", "", [(0, 9), (300, 9)]))
+    + gate("All Events\\x\\corner", CORNER, parent="All Events\\x")
+)
+DERIVED = [
+    ("AND", ("x", "y"), 60),
+    ("Intersect", ("x", "y"), 60),
+    ("OR", ("x", "y"), 260),
+    ("Join", ("x", "y"), 260),
+    ("NOT", ("x",), 200),
+    ("Invert", ("x",), 200),
+    ("RestOf", ("x", "y"), 140),
+    # Populations of different parents: each is met as the population that it is.
+    ("OR", ("x\\corner", "y"), 120),
+    ("AND", ("x\\corner", "y"), 4),
+    ("NOT", ("x\\corner",), 396),
+    ("OR", ("x", "y", "x\\corner"), 260),
+    ("AND", ("", "y"), 120),
+]
+
+
+@pytest.mark.parametrize(("kind", "of", "count"), DERIVED)
+def test_join_intersect_invert_and_rest_of_hold_what_their_inputs_say(
+    fcs: FcsFile, kind: str, of: tuple[str, ...], count: int
+) -> None:
+    # Listed before its inputs: Diva's order is that of the tree as it is shown.
+    made = gate("All Events\\made", inputs(*of), kind=kind)
+    assert counted(experiment(made + HALVES), fcs)["/made"] == count
+
+
+def test_derived_gates_lie_within_their_parent_and_nest(fcs: FcsFile) -> None:
+    made = (
+        gate("All Events\\y\\NOT(x)", inputs("x"), kind="NOT", parent="All Events\\y")
+        + gate("All Events\\x|y", inputs("x", "y"), kind="OR")
+        + gate("All Events\\neither", inputs("x|y"), kind="NOT")
+        + gate("All Events\\x|y\\below", CORNER, parent="All Events\\x|y")
+        + gate("All Events\\odd one", inputs("neither", "x|y\\below"), kind="Join")
+    )
+    assert counted(experiment(HALVES + made), fcs) == {
+        "/x": 200,
+        "/y": 120,
+        "/x/corner": 4,
+        "/y/NOT(x)": 60,
+        "/x|y": 260,
+        "/neither": 140,
+        "/x|y/below": 4,
+        "/odd one": 144,
+    }
+
+
+def test_derived_gates_stay_derived_in_a_template(fcs: FcsFile, tmp_path: Path) -> None:
+    made = (
+        gate("All Events\\both", inputs("x", "y"), kind="AND")
+        + gate("All Events\\either", inputs("x\\corner", "y"), kind="Join")
+        + gate("All Events\\rest", inputs("x", "y"), kind="RestOf")
+        + gate("All Events\\y\\other", inputs("x"), kind="NOT", parent="All Events\\y")
+    )
+    strategy = diva.read_strategy(experiment(made + HALVES), "d.xml", fcs)
+    path = tmp_path / "t.toml"
+    path.write_text(to_template(strategy, template_id="t", fcs=fcs).text, encoding="utf-8")
+    template = load_template(path)
+    assert {row.name: row.params for row in template.population if row.method == "boolean"} == {
+        "both": {"operator": "and", "populations": ("x", "y")},
+        "either": {"operator": "or", "populations": ("corner", "y")},
+        "rest": {"operator": "and", "populations": ("!x", "!y")},
+        "other": {"operator": "and", "populations": ("!x",)},
+    }
+    source = EventSource(fcs, resolve_panel(template.channel, fcs.channels, tube="t"), template.channel, spillover=None)
+    counts = {"x": 200, "y": 120, "corner": 4, "both": 60, "either": 120, "rest": 140, "other": 60}
+    assert apply_template(source, template).counts == counts
+
+
+@pytest.mark.parametrize(
+    ("kind", "of", "why"),
+    [
+        ("OR", ("", "x"), "it is made of all events, which is no gate"),
+        ("NOT", ("",), "it is made of all events, which is no gate"),
+        ("AND", ("",), "it is made of all events, which is no gate"),
+        ("AND", ("x", "z"), r"it is made of All Events\z, which is not there"),
+        ("RestOf", (), "it is made of nothing, which is not there"),
+    ],
+)
+def test_derived_gates_that_are_none_are_left_out(fcs: FcsFile, kind: str, of: tuple[str, ...], why: str) -> None:
+    made = gate("All Events\\made", inputs(*of), kind=kind)
+    evaluation = evaluate(diva.read_strategy(experiment(HALVES + made), "d.xml", fcs), fcs)
+    assert "/made" not in evaluation.counts
+    assert [one.message for one in evaluation.findings] == [f"Gate made is left out: {why}."]
+
+
+def test_derived_gates_that_are_made_of_one_another_are_left_out(fcs: FcsFile) -> None:
+    made = gate("All Events\\a", inputs("b"), kind="NOT") + gate("All Events\\b", inputs("a", "x"), kind="OR")
+    evaluation = evaluate(diva.read_strategy(experiment(HALVES + made), "d.xml", fcs), fcs)
+    assert set(evaluation.counts) == {"/x", "/y", "/x/corner"}
+    assert [one.code for one in evaluation.findings] == ["GATE_CIRCLE"]
+
+
+def test_the_input_of_a_region_is_its_parent(fcs: FcsFile) -> None:
+    child = gate("All Events\\y\\c", CORNER + inputs("y"), parent="")
+    assert counted(experiment(HALVES + child), fcs)["/y/c"] == 4
 
 
 def test_quadrants_share_their_cross_and_hold_every_event(fcs: FcsFile) -> None:
