@@ -93,6 +93,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "Population": {
         "name": "unique in the template",
+        "title": "what people call it, where that is no such name: `CD4+ T` of another program's document",
         "parent": "population it is taken from, or `root` for all events",
         "purpose": "one sentence for the report: what it is and why",
         "kind": "`clean_up` removes what is no cell of interest, `control` serves other gates, `target` is the result",

@@ -56,10 +56,12 @@ class Population(Choice):
     """One row of the gating strategy.
 
     `otherwise` are tried in order when the row's own channels are missing, its parent has fewer than `min_events`
-    events, or its method finds nothing; `last` says what stands when none of them does.
+    events, or its method finds nothing; `last` says what stands when none of them does. `title` is what people call it
+    where that is no name of a template: a document of another program says `CD4+ T`.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    title: str = ""
     parent: str
     purpose: str
     kind: Literal["clean_up", "population", "control", "target"] = "population"

@@ -106,12 +106,13 @@ def _find_cut(sample: Sample, params: MixtureCutParams) -> Found:
 class MixtureGateParams(Params):
     """An ellipse around one component of a 2-D mixture.
 
-    The component whose mean is nearest to `target` is taken; its ellipse holds `content` of it (chi-square, two degrees
-    of freedom). `max_distance` is the farthest a component may lie from the target.
+    The component whose mean is nearest to `target` is taken, without a target the one of most events; its ellipse holds
+    `content` of it: of a normal distribution, or, with `tail_degrees`, of Student's t. `max_distance` is the farthest a
+    component may lie from the target.
     """
 
     components: int = Field(default=3, ge=1, le=12)
-    target: tuple[float, float] = Field()
+    target: tuple[float, float] | None = Field(default=None)
     content: float = Field(default=0.95, gt=0, lt=1)
     max_distance: float = Field(default=0.25, gt=0)
     min_weight: float = Field(default=0.002, gt=0, lt=1)
@@ -172,11 +173,14 @@ def _find_component(sample: Sample, params: MixtureGateParams) -> Found:
         raise NotFound(f"too few distinct values for {params.components} components")
     centres = (key + 0.5) * step
     part, mean, covariance = _fit_2d(centres, counts.astype(np.float64), params.components, params.tail_degrees)
-    distance = np.sqrt(((mean - np.asarray(params.target)) ** 2).sum(axis=1))
-    distance[part < params.min_weight] = np.inf
-    best = int(np.argmin(distance))
-    if not distance[best] <= params.max_distance:
-        raise NotFound(f"no component within {params.max_distance:g} of {params.target}")
+    if params.target is None:
+        best = int(np.argmax(part))
+    else:
+        distance = np.sqrt(((mean - np.asarray(params.target)) ** 2).sum(axis=1))
+        distance[part < params.min_weight] = np.inf
+        best = int(np.argmin(distance))
+        if not distance[best] <= params.max_distance:
+            raise NotFound(f"no component within {params.max_distance:g} of {params.target}")
     return Found(
         values={
             "mean_x": float(mean[best, 0]),
@@ -189,8 +193,9 @@ def _find_component(sample: Sample, params: MixtureGateParams) -> Found:
 
 
 def _build_component(markers: tuple[str, ...], params: MixtureGateParams, found: Found, _values: Values) -> Gate:
-    # Chi-square quantile with two degrees of freedom in closed form.
-    limit = -2.0 * math.log(1.0 - params.content)
+    # The quantiles of the squared distance in two dimensions: chi-square's and, for Student's t, twice that of F(2, ν).
+    nu, outside = params.tail_degrees, 1.0 - params.content
+    limit = -2.0 * math.log(outside) if nu is None else nu * (outside ** (-2.0 / nu) - 1.0)
     return Ellipsoid(
         markers=markers,
         mean=(found.values["mean_x"], found.values["mean_y"]),

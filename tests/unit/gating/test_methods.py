@@ -293,6 +293,26 @@ def test_a_mixture_ellipse_holds_its_content_of_the_component_nearest_the_target
     assert found.values["share"] == pytest.approx(0.1, abs=0.01)
 
 
+def test_without_a_target_the_largest_component_is_taken() -> None:
+    events, which = clouds()
+    gate, found = place("mixture_2d", {"components": 3, "content": 0.9}, markers=("x", "y"), events=events)
+    inside = kept(gate, events)
+    assert inside[which == 0].mean() == pytest.approx(0.9, abs=0.03)
+    assert inside[which != 0].mean() < 0.001
+    assert found.values["share"] == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_component_with_tails_holds_its_content_too() -> None:
+    rng = RNG(21)
+    degrees = 4.0
+    stretch = np.sqrt(degrees / rng.chisquare(degrees, (20_000, 1)))
+    points = 0.5 + 0.03 * rng.standard_normal((20_000, 2)) * stretch
+    events = columns(x=points[:, 0], y=points[:, 1])
+    params = {"components": 1, "content": 0.9, "tail_degrees": degrees}
+    gate, _ = place("mixture_2d", params, markers=("x", "y"), events=events)
+    assert kept(gate, events).mean() == pytest.approx(0.9, abs=0.01)
+
+
 def test_a_component_too_far_from_the_target_is_not_taken() -> None:
     events, _ = clouds()
     with pytest.raises(NotFound, match=r"^no component within 0\.1 of \(0\.9, 0\.9\)$"):
