@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD := build
+# What `make validation` passes on, such as VALIDATION="real patients --baselines --reference patients=FILE".
+VALIDATION ?=
 # One BLAS thread: workers do not fight for cores, and sums are the same everywhere.
 export OPENBLAS_NUM_THREADS := 1
 export OMP_NUM_THREADS := 1
@@ -56,8 +58,9 @@ bench: env  ## Ratios against FlowKit, measured in one run
 docs: env  ## Write the generated reference pages
 	$(BIN)/python docs/build_reference.py
 
-validation: env  ## Run the shipped template over the reference marrows and write docs/validation
+validation: env  ## Run the shipped templates over the development sets and write docs/validation (hours; goes on where it was)
 	$(BIN)/python tests/validation/aieop.py
+	$(BIN)/python tests/validation/development.py $(VALIDATION)
 
 sample: env  ## Make sample_fcs anew
 	$(BIN)/flowmrd simulate --subject sample_fcs/subject.toml --out sample_fcs

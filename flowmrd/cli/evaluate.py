@@ -69,7 +69,7 @@ class Levels(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV with a column `file` and columns to show results by.",
+    help="CSV with a column `file` (or `name`) and columns to show results by.",
 )
 @click.option(
     "--by",
@@ -140,7 +140,9 @@ def command(inputs: tuple[Path, ...], out: Path, template: str | None, reference
         click.echo("warning: no comparison method is installed; --baselines adds nothing", err=True)
     names = [one.name for one in comparisons]
     comparisons += comparison_templates(options["compare"], analyte=analyte, folder=folder, taken=names)
-    groups = None if options["groups"] is None else read_groups(options["groups"], options["by"])
+    if options["groups"] is not None and not options["by"]:
+        raise SettingsError("needs --by NAME: which of its columns?", where="--groups")
+    groups = None if options["groups"] is None else read_groups(options["groups"], options["by"], defaults)
     cases, reading, absent = prepare(
         files,
         defaults=defaults,

@@ -115,26 +115,26 @@ def list_files(inputs: Sequence[Path], labels: Sequence[Path]) -> tuple[Listed, 
     )
 
 
-def read_groups(path: Path, by: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Read a table of groups: column `file` (name or case), and the columns to group by.
+def read_groups(path: Path, by: Sequence[str], defaults: Defaults) -> dict[str, dict[str, str]]:
+    """Read a table of groups: a column that names files or cases, and the columns to group by.
 
     Raises
     ------
-    SettingsError : no column `file`, an unknown column, or a file named twice
+    SettingsError : no column that names files, an unknown column, or a file named twice
     """
     table = read_csv(path, error=SettingsError)
     if table.faults:
         raise table.faults[0]
-    for name in ("file", *by):
+    key = next((name for name in defaults.groups.keys if name in table.header), defaults.groups.keys[0])
+    for name in (key, *by):
         if name not in table.header:
             raise SettingsError(f"no column {name!r}; the columns are {', '.join(table.header)}", source=path.name)
-    columns = by or [name for name in table.header if name != "file"]
     found: dict[str, dict[str, str]] = {}
     for row in table.rows:
-        name = row.cells["file"]
+        name = row.cells[key]
         if name in found:
             raise SettingsError(f"{name} stands twice", source=path.name, where=f"row {row.number}")
-        found[name] = {column: row.cells[column] for column in columns}
+        found[name] = {column: row.cells[column] for column in by}
     return found
 
 

@@ -28,7 +28,7 @@ class TruthDefaults(_Section):
     version: str
     numerator: str
     denominator: str
-    nominal: str
+    nominal: tuple[str, ...]
 
 
 class LevelDefaults(_Section):
@@ -49,6 +49,12 @@ class StatisticDefaults(_Section):
     detection: float
 
 
+class GroupDefaults(_Section):
+    """Columns of a table of groups."""
+
+    keys: tuple[str, ...]
+
+
 class PopulationDefaults(_Section):
     """Names of populations that all MRD templates share."""
 
@@ -63,6 +69,7 @@ class Defaults(_Section):
     labels: LabelDefaults
     truth: TruthDefaults
     levels: LevelDefaults
+    groups: GroupDefaults
     statistics: StatisticDefaults
 
 

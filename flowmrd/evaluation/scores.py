@@ -213,9 +213,8 @@ def _truth(path: Path, defaults: Defaults, by: Sequence[str]) -> tuple[Nominal |
     if not isinstance(version, str):
         return None, {}
     groups = {key: _text(_at(document, key)) for key in by}
-    numerator, denominator, fraction = (
-        _at(document, key) for key in (words.numerator, words.denominator, words.nominal)
-    )
+    numerator, denominator = (_at(document, key) for key in (words.numerator, words.denominator))
+    fraction = next((value for key in words.nominal if (value := _at(document, key)) is not None), None)
     nominal = Nominal(
         numerator_events=numerator if isinstance(numerator, int) else None,
         denominator_events=denominator if isinstance(denominator, int) else None,

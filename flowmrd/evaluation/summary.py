@@ -191,6 +191,10 @@ def _positives(pairs: Sequence[Pair], level: str, rules: StatisticDefaults) -> I
     yield _metric(level, "not_assessable", len(poor))
     if poor:
         yield _rate(level, "found_not_assessable", sum(is_found(one.outcome) for one in poor), len(poor), rules)
+    # Every file with a blast has an F1, also where no rule could find so few.
+    every = [one.outcome.f1 for one in pairs if one.outcome.status == ASSESSED and one.outcome.f1 is not None]
+    if every:
+        yield _median(level, "f1_median_any", every, rules)
     if not able:
         return
     yield _metric(level, "assessable", len(able))

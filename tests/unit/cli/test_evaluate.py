@@ -234,12 +234,15 @@ def test_labels_in_another_place_and_of_another_form(labelled: Path, tmp_path: P
         ),
         (["--levels", "1e-4,x"], "expected fractions separated by commas, got '1e-4,x'"),
         (["--labels", "{labels}", "--labels", "{labels}"], "error: --labels: 2 for 1 files"),
+        (["--groups", "{table}"], "error: --groups: needs --by NAME: which of its columns?"),
         (["--compare", "tbnk"], "error: --compare: template tbnk does not measure MRD"),
         (["--matrix", "nowhere"], "--matrix: no file 'nowhere'"),
     ],
 )
 def test_each_mistake_is_one_message(arguments: list[str], message: str, labelled: Path, tmp_path: Path) -> None:
-    filled = [one.format(labels=labelled / "many.labels.parquet") for one in arguments]
+    table = tmp_path / "groups.csv"
+    table.write_text("file,centre\nmany,Vienna\n", encoding="utf-8")
+    filled = [one.format(labels=labelled / "many.labels.parquet", table=table) for one in arguments]
     ended = flowmrd(
         "evaluate", labelled / "many.fcs", "-t", "ball-mrd-10c", "-o", tmp_path / "out", "--no-report", *filled
     )
