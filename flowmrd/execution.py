@@ -19,12 +19,14 @@ from flowmrd import __version__
 from flowmrd.errors import SettingsError
 from flowmrd.gating.template import GatingTemplate, find_template
 from flowmrd.pipeline import Acquisition, analyse
+from flowmrd.quantification.kinetics import subject_courses
 from flowmrd.records import (
     SCHEMA_VERSION,
     StoredResults,
     stored_key,
     table_rows,
     write_json,
+    write_kinetics,
     write_membership,
     write_result,
     write_tables,
@@ -89,6 +91,9 @@ def run(
         on_done(done)
     results = StoredResults([places[one.name] for one in acquisitions])
     write_tables(table_rows(results), out)
+    courses = subject_courses((one.subject, one.course, one.point) for one in results if one.point is not None)
+    if courses:
+        write_kinetics(courses, out)
     record = run_record(results, templates, settings, manifest_sha256)
     write_json(record, out / "run.json")
     return RunOutcome(done=tuple(finished[one.name] for one in acquisitions), results=results, record=record)
@@ -172,6 +177,7 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
         digests = [sha256]
         matrices = sorted({str(acquisition.matrix), settings.matrix} - {"None", "file", "none"})
         digests.extend(hashlib.sha256(Path(matrix).read_bytes()).hexdigest() for matrix in matrices)
+        digests.extend(file_sha256(control.path) for control in acquisition.controls)
     except (OSError, ValueError):
         return None, sha256
     own = acquisition.gate_set
@@ -181,7 +187,11 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
             "schema": SCHEMA_VERSION,
             "inputs": digests,
             "template": template.digest,
-            "acquisition": {**asdict(replace(acquisition, gate_set=None)), "path": Path(acquisition.path).name},
+            "acquisition": {
+                **asdict(replace(acquisition, gate_set=None)),
+                "path": Path(acquisition.path).name,
+                "controls": [{**asdict(one), "path": Path(one.path).name} for one in acquisition.controls],
+            },
             "gate_set": None if own is None else [own.path.name, own.content],
             "settings": settings.model_dump(mode="json", exclude={"membership", "templates"}),
         },

@@ -6,24 +6,42 @@ assessment is not evaluable, and the batch goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmrd.cart_tube import (
+    Anchor,
+    CartOutcome,
+    Control,
+    Key,
+    Specimen,
+    car_measurement,
+    chosen_controls,
+    measure_cart,
+    other_colours,
+    parent_cells,
+    place_anchor,
+    reduced,
+    without_leaks,
+)
 from flowmrd.cytometry import quality
 from flowmrd.cytometry.compensation import check_spillover, matrix_digest, read_matrix_file
-from flowmrd.cytometry.events import DataState, EventSource, Role, resolve_panel
+from flowmrd.cytometry.events import DataState, EventSource, Panel, Role, resolve_panel
 from flowmrd.documents.gate_set import GateSet
 from flowmrd.errors import AnalysisError, FcsError, InputError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile, Spillover, file_sha256, open_fcs, scan_values
+from flowmrd.gating.control import Intensities
 from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.gate_set import subject_gates
-from flowmrd.gating.gates import Gate, gate_from_json, gate_markers, gate_to_json
+from flowmrd.gating.gates import Gate, Rectangle, gate_from_json, gate_markers, gate_to_json
 from flowmrd.gating.template import ROOT, GatingTemplate, Measurement, depends_on
 from flowmrd.panels import build_panels
+from flowmrd.quantification.absolute import acquisition_seconds, recorded_volume
 from flowmrd.quantification.rare_events import Call, Category, RareEventRules, load_rules, measure_mrd
 from flowmrd.records import (
     AcquisitionResult,
@@ -41,7 +59,8 @@ from flowmrd.settings import Settings
 class Acquisition:
     """One line of work: a file, the tube it was stained as, and what is known of the specimen.
 
-    `gate_set` holds gates that stand in for the template's; it has been checked against the template.
+    `gate_set` holds gates that stand in for the template's; it has been checked against the template. `controls` are
+    gated beside the acquisition where its template measures against controls.
     """
 
     name: str
@@ -55,6 +74,8 @@ class Acquisition:
     matrix: str | None = None
     expected_sha256: str | None = None
     gate_set: GateSet | None = None
+    specimen: Specimen = field(default_factory=Specimen)
+    controls: tuple[Control, ...] = ()
     findings: tuple[QcFinding, ...] = ()
 
 
@@ -90,22 +111,29 @@ def _check_identity(acquisition: Acquisition, sha256: str) -> None:
 
 
 def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, sha256: str) -> Analysis:
-    fcs = scan_values(open_fcs(acquisition.path, dataset=settings.dataset))
-    panel = resolve_panel(template.channel, fcs.channels, tube=template.template.id)
-    spillover, statement, matrix_findings = _compensation(acquisition, fcs, settings)
-    source = EventSource(
-        fcs, panel, template.channel, spillover=spillover, state=settings.state, scaled_range=settings.scaled_range
-    )
-    usable, unusable = _usable(fcs, source)
-    gating = apply_template(source, template, overrides=_overrides(acquisition, template, fcs, source), usable=usable)
+    opened = _open(acquisition, template, settings)
+    fcs, panel, source, statement = opened.fcs, opened.panel, opened.source, opened.statement
+    overrides = _overrides(acquisition, template, fcs, source)
+    gating = apply_template(source, template, overrides=overrides, usable=opened.usable)
+    anchor, anchor_findings = _anchor(acquisition, template, settings, source, gating, overrides)
+    if anchor is not None:
+        gated = car_measurement(template)
+        assert gated is not None
+        if anchor.leaks:
+            spillover = without_leaks(source.spillover, panel, gated.channel, anchor.leaks)
+            source = _source(fcs, panel, template, spillover, settings)
+            statement += f"; {gated.channel} adjusted to the sample"
+        cut = Rectangle(markers=(gated.channel,), low=(anchor.cut,), high=(math.inf,))
+        overrides = {**overrides, gated.numerator: (cut, anchor.origin)}
+        gating = apply_template(source, template, overrides=overrides, usable=opened.usable)
     time = _time_quality(source, template)
     margins, margin_findings = _margins(fcs, source, template)
     findings = [
         *acquisition.findings,
         *fcs.findings,
         *panel.findings,
-        *unusable,
-        *matrix_findings,
+        *opened.findings,
+        *anchor_findings,
         *(time.findings if time else ()),
         *margin_findings,
         *_count_findings(fcs, gating, template),
@@ -124,7 +152,14 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         )
     findings.extend(_carry_over(gating, template, source))
     verdict = quality.overall(findings)
-    measured = [_measure(acquisition, template, one, gating, source, verdict) for one in template.measurement]
+    cart = _cart(acquisition, template, gating, fcs, anchor, verdict)
+    findings.extend(cart.findings)
+    measured = [
+        (*cart.rows[one.analyte], ())
+        if one.analyte in cart.rows
+        else _measure(acquisition, template, one, gating, source, verdict)
+        for one in template.measurement
+    ]
     for _, _, extra in measured:
         findings.extend(extra)
     result = replace(
@@ -141,11 +176,120 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         time=_time_series(time),
         margins=margins,
         markers={marker: channel.pnn for marker, channel in panel.channels.items()},
+        point=cart.sample,
     )
     return Analysis(result=result, gating=gating, failed=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Opened:
+    """A file ready to be gated: its channels named, its matrix chosen, its unusable events known."""
+
+    fcs: FcsFile
+    panel: Panel
+    source: EventSource
+    usable: NDArray[np.bool_] | None
+    statement: str
+    findings: tuple[QcFinding, ...]
+
+
+def _open(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> _Opened:
+    fcs = scan_values(open_fcs(acquisition.path, dataset=settings.dataset))
+    panel = resolve_panel(template.channel, fcs.channels, tube=template.template.id)
+    spillover, statement, matrix_findings = _compensation(acquisition, fcs, settings)
+    source = _source(fcs, panel, template, spillover, settings)
+    usable, unusable = _usable(fcs, source)
+    return _Opened(
+        fcs=fcs,
+        panel=panel,
+        source=source,
+        usable=usable,
+        statement=statement,
+        findings=(*unusable, *matrix_findings),
+    )
+
+
+def _source(
+    fcs: FcsFile, panel: Panel, template: GatingTemplate, spillover: Spillover | None, settings: Settings
+) -> EventSource:
+    return EventSource(
+        fcs, panel, template.channel, spillover=spillover, state=settings.state, scaled_range=settings.scaled_range
+    )
+
+
+def _anchor(
+    acquisition: Acquisition,
+    template: GatingTemplate,
+    settings: Settings,
+    source: EventSource,
+    gating: GatingResult,
+    overrides: Mapping[str, tuple[Gate, str]],
+) -> tuple[Anchor | None, tuple[QcFinding, ...]]:
+    """Anchor the cut of a template that measures against controls; a person's own gate is left as it is."""
+    one = car_measurement(template)
+    if one is None or one.channel not in source.markers or one.numerator in overrides:
+        return None, ()
+    negative, positive, findings = chosen_controls(acquisition.controls, acquisition.specimen.reagent)
+    said = list(findings)
+    small = reduced(template, one)
+    cells: dict[str, Intensities] = {}
+    for control in (*negative, *((positive,) if positive else ())):
+        try:
+            cells[control.name] = _control_cells(control, small, one, settings)
+        except (InputError, AnalysisError, OSError) as error:
+            text = f"The control {control.name} cannot be used: {error}"
+            said.append(QcFinding(level=Level.WARNING, code="CONTROL_UNUSABLE", message=text, where=control.name))
+    anchor = place_anchor(
+        source,
+        one,
+        parent_cells(source, gating, template, one),
+        [(control, cells[control.name]) for control in negative if control.name in cells],
+        (positive, cells[positive.name]) if positive is not None and positive.name in cells else None,
+        other_colours(source, template, one),
+    )
+    return anchor, (*said, *(anchor.findings if anchor else ()))
+
+
+def _control_cells(control: Control, template: GatingTemplate, one: Measurement, settings: Settings) -> Intensities:
+    """Gate a control as the sample is and read its parent's events."""
+    acquisition = Acquisition(
+        name=control.name, path=control.path, tube=control.tube, matrix=control.matrix, expected_sha256=control.sha256
+    )
+    if control.sha256:
+        _check_identity(acquisition, file_sha256(control.path))
+    opened = _open(acquisition, template, settings)
+    gating = apply_template(opened.source, template, usable=opened.usable)
+    return parent_cells(opened.source, gating, template, one)
+
+
+def _cart(
+    acquisition: Acquisition,
+    template: GatingTemplate,
+    gating: GatingResult,
+    fcs: FcsFile,
+    anchor: Anchor | None,
+    verdict: str,
+) -> CartOutcome:
+    """Rows of engineered cells, absolute counts and B cells, where the template has such."""
+    if not any(one.kind in {"car", "car_detected", "car_absolute", "aplasia"} for one in template.measurement):
+        return CartOutcome(rows={}, findings=(), sample=None)
+    return measure_cart(
+        Key(
+            subject=acquisition.subject,
+            visit=acquisition.visit,
+            acquisition=acquisition.name,
+            study_day=acquisition.study_day,
+        ),
+        template,
+        gating,
+        specimen=acquisition.specimen,
+        anchor=anchor,
+        volume=recorded_volume(fcs.keywords, seconds=acquisition_seconds(fcs.keywords)),
+        verdict=verdict,
+    )
 
 
 def _compensation(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import Level, QcFinding
-from flowmrd.quantification.kinetics import Course, Kinetics, VisitRow
+from flowmrd.quantification.kinetics import Course, Kinetics, Sample, VisitRow
 
 BINS = 256
 
@@ -209,6 +209,8 @@ class AcquisitionResult:
     margins: tuple[MarginCount, ...]
     markers: Mapping[str, str]  # marker -> channel (pnn)
     gate_set: GateSetRecord | None = None
+    course: int = 1
+    point: Sample | None = None  # what the subject's course takes from this acquisition
 
 
 # ------------------------------------------------------------------------------------------ tables and the run folder
@@ -497,6 +499,7 @@ def read_result(folder: Path) -> AcquisitionResult:
             "findings": tuple(QcFinding(**{**row, "level": Level(row["level"])}) for row in document["findings"]),
             "margins": tuple(MarginCount(**row) for row in document["margins"]),
             "gate_set": _gate_set(document.get("gate_set")),
+            "point": _point(document.get("point")),
             "panels": panels,
             "time": time,
         }
@@ -505,6 +508,12 @@ def read_result(folder: Path) -> AcquisitionResult:
 
 def _gate_set(kept: Any) -> GateSetRecord | None:
     return None if kept is None else GateSetRecord(**{**kept, "populations": tuple(kept["populations"])})
+
+
+def _point(kept: Any) -> Sample | None:
+    if kept is None:
+        return None
+    return Sample(**{**kept, "memory_shares": tuple((name, share) for name, share in kept["memory_shares"])})
 
 
 class StoredResults(Sequence[AcquisitionResult]):

@@ -45,32 +45,28 @@ def command(counts: Path, out: Path, *, report: bool) -> None:
         click.echo(f"timeline: {page}")
 
 
-def courses_of(rows: Sequence[CountRow]) -> list[Course]:
+def courses_of(rows: Sequence[CountRow]) -> tuple[Course, ...]:
     """Compute every subject's courses, in the order in which they first occur."""
-    from flowmrd.quantification.kinetics import Sample, censored_at_reinfusion, course_kinetics
+    from flowmrd.quantification.kinetics import Sample, subject_courses
 
-    grouped: dict[str, dict[int, list[Sample]]] = {}
-    for row in rows:
-        sample = Sample(
-            day=row.day,
-            car_per_ul=row.car_per_ul,
-            lod_per_ul=row.lod_per_ul,
-            ci_low=row.ci_low,
-            ci_high=row.ci_high,
-            lod_fraction=row.lod_fraction,
-            cd19_per_ul=row.cd19_per_ul,
-            b_fraction=row.b_fraction,
-            copies_per_ug=row.copies_per_ug,
-            cd4_cd8_ratio=row.cd4_cd8_ratio,
-            terminal=row.terminal,
-            label=row.visit,
+    return subject_courses(
+        (
+            row.subject,
+            row.course,
+            Sample(
+                day=row.day,
+                car_per_ul=row.car_per_ul,
+                lod_per_ul=row.lod_per_ul,
+                ci_low=row.ci_low,
+                ci_high=row.ci_high,
+                lod_fraction=row.lod_fraction,
+                cd19_per_ul=row.cd19_per_ul,
+                b_fraction=row.b_fraction,
+                copies_per_ug=row.copies_per_ug,
+                cd4_cd8_ratio=row.cd4_cd8_ratio,
+                terminal=row.terminal,
+                label=row.visit,
+            ),
         )
-        grouped.setdefault(row.subject, {}).setdefault(row.course, []).append(sample)
-    courses: list[Course] = []
-    for subject, own in grouped.items():
-        courses.extend(
-            censored_at_reinfusion(
-                [course_kinetics(samples, subject=subject, course=course) for course, samples in sorted(own.items())]
-            )
-        )
-    return courses
+        for row in rows
+    )

@@ -12,7 +12,8 @@ from flowmrd.cli.options import execute, settings_from, settings_options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from flowmrd.documents.manifest import Manifest, ManifestRow
+    from flowmrd.cart_tube import Control, Reagent, Specimen
+    from flowmrd.documents.manifest import ControlKind, Manifest, ManifestRow
     from flowmrd.errors import InputError
     from flowmrd.gating.template import GatingTemplate
     from flowmrd.pipeline import Acquisition
@@ -82,5 +83,72 @@ def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
         matrix=matrix,
         expected_sha256=row.fcs_sha256,
         gate_set=manifest.gate_set_of(row),
+        specimen=_specimen(row, manifest),
+        controls=_controls(row, manifest),
         findings=manifest.warnings.get(row.acquisition, ()),
     )
+
+
+def _specimen(row: ManifestRow, manifest: Manifest) -> Specimen:
+    """Gather what the row says for absolute counts and courses; what only is a control belongs to no course."""
+    from flowmrd.cart_tube import Specimen
+    from flowmrd.documents.manifest import ControlKind, SpecimenType
+
+    only_control = any(
+        name == row.acquisition and kind is not ControlKind.PRE_INFUSION
+        for other in manifest.rows
+        for name, kind in _named_controls(other)
+    )
+    return Specimen(
+        course=row.course or 1,
+        in_course=row.specimen_type is SpecimenType.PB and not only_control,
+        collected_at=row.collected_at,
+        reagent=_reagent(row),
+        beads_lot=row.beads_lot,
+        beads_added=row.beads_added,
+        blood_volume_ul=row.blood_volume_ul,
+        dilution_factor=row.dilution_factor,
+        wbc_1e9_l=row.wbc_1e9_l,
+        wbc_at=row.wbc_at,
+        lymph_pct=row.lymph_pct,
+        copies_per_ug=row.copies_per_ug,
+    )
+
+
+def _named_controls(row: ManifestRow) -> list[tuple[str, ControlKind]]:
+    """Pair each control of a row with its kind; one kind stands for all, none for a sample before the infusion."""
+    from flowmrd.documents.manifest import ControlKind
+
+    kinds = row.control_kind or (ControlKind.PRE_INFUSION,)
+    kinds = kinds * len(row.control_acquisition) if len(kinds) == 1 else kinds
+    return list(zip(row.control_acquisition, kinds, strict=True))
+
+
+def _reagent(row: ManifestRow) -> Reagent:
+    from flowmrd.cart_tube import Reagent
+
+    return Reagent(name=row.car_reagent, clone=row.car_clone, lot=row.car_lot)
+
+
+def _controls(row: ManifestRow, manifest: Manifest) -> tuple[Control, ...]:
+    from flowmrd.cart_tube import POSITIVE_KIND, Control
+    from flowmrd.documents.manifest import ControlKind, SpecimenType
+
+    by_name = {one.acquisition: one for one in manifest.rows}
+    found = []
+    for name, kind in _named_controls(row):
+        one = by_name[name]
+        # The product itself holds the cells; only its untransduced T cells are a negative control.
+        product = one.specimen_type is SpecimenType.PRODUCT and kind is not ControlKind.UNTRANSDUCED
+        found.append(
+            Control(
+                name=name,
+                path=str(one.fcs_path),
+                kind=POSITIVE_KIND if product else str(kind),
+                tube=one.tube,
+                matrix=None if one.matrix == "file" else str(one.matrix_path) if one.matrix_path else one.matrix,
+                sha256=one.fcs_sha256,
+                reagent=_reagent(one),
+            )
+        )
+    return tuple(found)

@@ -55,12 +55,16 @@ class Timepoint(StrEnum):
 
 
 class ControlKind(StrEnum):
-    """What a control acquisition is (domain reference 4-cart 4.4, in order of preference)."""
+    """What a control acquisition is (domain reference 4-cart 4.4, in order of preference).
+
+    `positive` has many cells of the kind that is looked for (the product): it says how bright they are.
+    """
 
     PRE_INFUSION = "pre_infusion"
     FMO = "fmo"
     HEALTHY_DONOR = "healthy_donor"
     UNTRANSDUCED = "untransduced"
+    POSITIVE = "positive"
 
 
 class ManifestRow(BaseModel):

@@ -90,7 +90,10 @@ class Route(_Document):
 class Measurement(_Document):
     """What is reported: numerator and denominator populations and the event rule.
 
-    `kind` is `mrd` (judged against `target_fraction`, with `mrd_neg_1e4`) or `fraction` (a share with its limits).
+    `kind` is `mrd` (judged against `target_fraction`, with `mrd_neg_1e4`), `fraction` (a share with its limits), or one
+    of an engineered-cell tube: `car` (a share with the background of controls subtracted), `car_detected`,
+    `car_absolute` (per µl of blood) and `aplasia` (B cells). Of a `car` measurement, `channel` is the marker of the
+    detection reagent and `strata` are the populations by which a control is weighed to the sample's composition.
 
     `therapy_target` is the antigen whose loss under therapy would hide the numerator from a gate on it; `routes` are
     the ways to the lineage that do without it. With a target and no route in the file, a negative
@@ -98,13 +101,16 @@ class Measurement(_Document):
     """
 
     analyte: str
-    kind: Literal["mrd", "fraction"] = "mrd"
+    kind: Literal["mrd", "fraction", "car", "car_detected", "car_absolute", "aplasia"] = "mrd"
     numerator: str
     denominator: str
     rules: str = "iccs_20_50"
     target_fraction: float = Field(default=1e-4, gt=0, lt=1)
     lod_events: int | None = Field(default=None, gt=0)
     lloq_events: int | None = Field(default=None, gt=0)
+    channel: str = ""
+    strata: tuple[str, ...] = Field(default=(), max_length=4)
+    assay_lob: float | None = Field(default=None, gt=0, lt=1)
     assay_lod: float | None = Field(default=None, gt=0, lt=1)
     assay_lloq: float | None = Field(default=None, gt=0, lt=1)
     unit: str = "%"
@@ -143,6 +149,29 @@ class Quality(_Document):
     gating_markers: tuple[str, ...] = Field(default=())
 
 
+class Counts(_Document):
+    """Names of the populations that absolute counts and a course over time need; those that the tube has.
+
+    `beads` are counting beads, `whole` the events that a recorded volume belongs to, `lymphocytes` those that an
+    analyser's lymphocytes are. `ratio` are two populations of engineered cells (CD4 and CD8), `memory` names subsets.
+    """
+
+    beads: str | None = None
+    whole: str | None = None
+    lymphocytes: str | None = None
+    t_cells: str | None = None
+    car: str | None = None
+    b_cells: str | None = None
+    ratio: tuple[str, str] | None = Field(default=None)
+    memory: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All populations named here."""
+        single = (self.beads, self.whole, self.lymphocytes, self.t_cells, self.car, self.b_cells)
+        return (*(name for name in single if name is not None), *(self.ratio or ()), *self.memory.values())
+
+
 class GatingTemplate(_Document):
     """A tube's whole recipe. `digest` is the SHA-256 of the document's bytes."""
 
@@ -153,6 +182,7 @@ class GatingTemplate(_Document):
     plot: tuple[Plot, ...] = Field(default=())
     override: tuple[Override, ...] = Field(default=())
     quality: Quality = Quality()
+    counts: Counts = Counts()
     digest: str = ""
 
     def row(self, name: str) -> Population:
@@ -316,6 +346,16 @@ def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateErro
                     f"no population {name!r}",
                     nearest(name, names),
                 )
+        place = f"measurement[{number}] ({measurement.analyte})"
+        if measurement.kind == "car" and measurement.channel not in markers:
+            hint = nearest(measurement.channel, markers)
+            yield fault(f"{place}.channel", f"no channel for marker {measurement.channel!r}", hint)
+        for name in measurement.strata:
+            if name not in names:
+                yield fault(f"{place}.strata", f"no population {name!r}", nearest(name, names))
+    for name in template.counts.named:
+        if name not in names:
+            yield fault("counts", f"no population {name!r}", nearest(name, names))
     for number, override in enumerate(template.override):
         key = f"override[{number}] ({override.subject})"
         if override.population not in names:

@@ -7,6 +7,7 @@ impossible or doubtful is a finding with a name. Rules: domain reference 4-cart 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -278,6 +279,20 @@ def recorded_volume(
     message = f"$VOL is {value:g} nl, which fits no flow of sample: no count by volume."
     finding = QcFinding(level=Level.WARNING, code="VOLUME_IMPLAUSIBLE", message=message, where="$VOL")
     return RecordedVolume(microlitres=None, findings=(finding,))
+
+
+def acquisition_seconds(keywords: Mapping[str, str]) -> float | None:
+    """Length of an acquisition by `$BTIM` and `$ETIM` (over midnight, too); `None` where they do not say."""
+    times = []
+    for name in ("$BTIM", "$ETIM"):
+        match = re.match(r"\s*(\d{1,2}):(\d{2}):(\d{2})(?:[.:](\d+))?", keywords.get(name, ""))
+        if match is None:
+            return None
+        hours, minutes, seconds, rest = match.groups()
+        # A fourth field after a colon is in sixtieths (FCS 3.0), after a point a decimal fraction; both are below 1 s.
+        times.append(int(hours) * 3600 + int(minutes) * 60 + int(seconds) + (float(f"0.{rest}") if rest else 0.0))
+    length = times[1] - times[0]
+    return length + 86400 if length < 0 else length or None
 
 
 def volume_count(

@@ -28,7 +28,15 @@ class _Detection(_Section):
     lod_events: int
     lloq_events: int
     confidence: float
+    preliminary_fraction: float
     max_lod_fraction: float
+
+
+class _Control(_Section):
+    quantile: float
+    leak_warn: float
+    drift_warn_log10: float
+    recovery_note: float
 
 
 class _Subsets(_Section):
@@ -50,6 +58,7 @@ class CarRules(_Section):
 
     version: str
     detection: _Detection
+    control: _Control
     subsets: _Subsets
     dose: _Dose
     qpcr: _Qpcr
@@ -232,6 +241,12 @@ class CarResult:
         return self.category in {Category.DETECTED_BELOW_LLOQ, Category.QUANTIFIABLE}
 
     @property
+    def proved(self) -> bool:
+        """Whether the detection holds: with a control's background, or without one far above any usual background."""
+        least = load_car_rules().detection.preliminary_fraction
+        return self.detected and (not self.preliminary or (self.ci_low is not None and self.ci_low >= least))
+
+    @property
     def evaluable(self) -> bool:
         """Whether "not detected" would prove anything (4.6): there are parent events, and their LOD is low enough."""
         return self.category is not Category.UNDETECTED_INSUFFICIENT
@@ -354,8 +369,9 @@ def measure_car(
         fraction=_percent(fraction),
         ci_low=_percent(max(0.0, low)),
         ci_high=_percent(high),
-        background=_percent(q or 0.0),
     )
+    if q is not None and category is Category.QUANTIFIABLE:
+        wording += f", {rules.wording['BACKGROUND'].format(background=_percent(q))}"
     return CarResult(
         events=events,
         parent_events=parent_events,

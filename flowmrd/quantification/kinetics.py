@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -625,13 +625,60 @@ def _visit_row(sample: Sample, subject: str, course: int, rules: KineticsRules, 
     )
 
 
-def censored_at_reinfusion(courses: Sequence[Course]) -> tuple[Course, ...]:
-    """Name the re-infusion as what ended the observation of every course of one subject but the last."""
-    ordered = sorted(courses, key=lambda one: one.kinetics.course)
-    named = [
-        replace(one, kinetics=replace(one.kinetics, censored_by="re-infusion"))
-        if one.kinetics.persistence_lost is False
-        else one
-        for one in ordered[:-1]
-    ]
-    return (*named, *ordered[-1:])
+def subject_courses(entries: Iterable[tuple[str, int, Sample]]) -> tuple[Course, ...]:
+    """Compute every subject's courses, in the order in which the subjects first occur.
+
+    Courses are never joined. A re-infusion ends the observation of the course before it. Samples of one day that
+    complement one another (CAR-T of one tube, B cells of another) become one; others are duplicates.
+
+    Parameters
+    ----------
+    entries : subject, course and sample, in any order
+    """
+    grouped: dict[str, dict[int, list[Sample]]] = {}
+    for subject, course, sample in entries:
+        grouped.setdefault(subject, {}).setdefault(course, []).append(sample)
+    courses: list[Course] = []
+    for subject, own in grouped.items():
+        ordered = [
+            course_kinetics(_joined(samples), subject=subject, course=course) for course, samples in sorted(own.items())
+        ]
+        courses.extend(
+            replace(one, kinetics=replace(one.kinetics, censored_by="re-infusion"))
+            if one.kinetics.persistence_lost is False
+            else one
+            for one in ordered[:-1]
+        )
+        courses.extend(ordered[-1:])
+    return tuple(courses)
+
+
+def _joined(samples: Sequence[Sample]) -> list[Sample]:
+    """Join samples of one day of which no value is given twice."""
+    found: list[Sample] = []
+    for sample in samples:
+        place = next(
+            (i for i, other in enumerate(found) if other.day == sample.day and _complements(other, sample)), None
+        )
+        if place is None:
+            found.append(sample)
+            continue
+        first = found[place]
+        found[place] = replace(
+            first,
+            **{
+                field.name: getattr(sample, field.name)
+                for field in fields(Sample)
+                if field.name != "day" and not _given(getattr(first, field.name))
+            },
+        )
+    return found
+
+
+def _given(value: object) -> bool:
+    return value is not None and value not in ("", ())
+
+
+def _complements(first: Sample, second: Sample) -> bool:
+    results = ("car_per_ul", "detected", "cd19_per_ul", "b_fraction", "copies_per_ug")
+    return not any(_given(getattr(first, name)) and _given(getattr(second, name)) for name in results)

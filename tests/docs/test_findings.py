@@ -18,6 +18,7 @@ MAKERS = (
     "documents",
     "gating",
     "quantification",
+    "cart_tube.py",
     "pipeline.py",
     "panels.py",
     "execution.py",
