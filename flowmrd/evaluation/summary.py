@@ -240,21 +240,25 @@ def _limits(
         yield _metric("", "lob_rank", rank_limit_of_blank(blanks), n=len(blanks), note=note)
     except QuantificationError as error:
         yield _metric("", "lob_rank", None, n=len(blanks), note=str(error))
+    try:
+        # The formula of the blank does not look at the second sample.
+        blank = blank_limits(blanks, blanks).lob
+        yield _metric("", "lob_normal", blank, n=len(blanks), note="EP17-A2, normal: mean + 1.645 SD of the blanks")
+    except QuantificationError as error:
+        yield _metric("", "lob_normal", None, n=len(blanks), note=str(error))
     if low is None:
         text = f"needs a level with {wanted.min_low_cases} assessable files"
-        for name in ("lob_normal", "lod_ep17", "lod_ep17_corrected"):
-            yield _metric("", name, None, n=len(blanks), note=text)
+        for name in ("lod_ep17", "lod_ep17_corrected"):
+            yield _metric("", name, None, n=0, note=text)
     else:
         level, results = low
         text = f"{len(results)} files at {level_name(level)}"
         try:
             limits = blank_limits(blanks, results)
         except QuantificationError as error:
-            for name in ("lob_normal", "lod_ep17", "lod_ep17_corrected"):
-                yield _metric("", name, None, n=len(blanks), note=str(error))
+            for name in ("lod_ep17", "lod_ep17_corrected"):
+                yield _metric("", name, None, n=len(results), note=str(error))
         else:
-            note = "EP17-A2, normal: mean + 1.645 SD of the blanks"
-            yield _metric("", "lob_normal", limits.lob, n=len(blanks), note=note)
             note = f"EP17-A2, classical: LoB (normal) + 1.645 SD of the errors of {text}"
             yield _metric("", "lod_ep17", limits.lod, n=len(results), note=note)
             note = f"the same with EP17's factor for few results; {text}"

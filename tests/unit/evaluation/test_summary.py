@@ -134,6 +134,7 @@ def test_too_few_files_give_no_limit_and_say_so(make_score: Make) -> None:
     found = figures([make_score("n", 0, 0), make_score("p", 100, 100)])
     assert found["all", "", "lob_rank"].value is None
     assert found["all", "", "lob_rank"].note == "blanks: expected at least 20 results; got 1"
+    assert found["all", "", "lob_normal"].note == "blanks: expected at least 20 results; got 1"
     assert found["all", "", "lod_ep17"].note == "needs a level with 5 assessable files"
     assert found["all", "", "lloq"].note == "needs a level with 3 assessable files"
     assert found["all", "", "lod_probit"].note == (
