@@ -5,7 +5,7 @@
     FlowmrdError
     ├── InputError          the user's files are wrong; has source, where, hint
     │   ├── FcsError            ├── ManifestError     ├── TemplateError
-    │   ├── CriteriaError       └── SettingsError
+    │   ├── CriteriaError       ├── SettingsError     └── ReferenceFileError
     ├── AnalysisError       legal input, untrustworthy computation
     │   ├── PanelMismatchError  ├── CompensationError ├── GatingError
     │   ├── ClusteringError     └── QuantificationError
@@ -90,6 +90,10 @@ class TemplateError(InputError):
 
 class CriteriaError(InputError):
     """A response-criteria document is not valid."""
+
+
+class ReferenceFileError(InputError):
+    """A reference of normals is damaged, or belongs to another panel."""
 
 
 class SettingsError(InputError):

@@ -16,8 +16,18 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.events import Block, EventSource
 from flowmrd.errors import GatingError, Level, QcFinding
 from flowmrd.gating.containment import Members, Test, prepare
-from flowmrd.gating.gates import Boolean, Gate, Mask, Nothing, Rectangle, Whole, gate_markers
-from flowmrd.gating.methods import Columns, Found, NotFound, Sample
+from flowmrd.gating.gates import (
+    Boolean,
+    Gate,
+    Mask,
+    MemberList,
+    Nothing,
+    Rectangle,
+    Whole,
+    gate_markers,
+    member_list,
+)
+from flowmrd.gating.methods import Found, NotFound, Sample
 from flowmrd.gating.template import ROOT, Choice, GatingTemplate, Population, operands, typed
 
 
@@ -69,13 +79,14 @@ class Memberships:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GatingResult:
-    """Every population's gate, count and members."""
+    """Every population's gate, count and members; `details` is what a search found besides its events."""
 
     template: GatingTemplate
     placed: Mapping[str, Placed]
     counts: Mapping[str, int]
     memberships: Memberships
     findings: tuple[QcFinding, ...]
+    details: Mapping[str, object]
 
 
 def apply_template(
@@ -84,6 +95,7 @@ def apply_template(
     *,
     overrides: Mapping[str, tuple[Gate, str]] | None = None,
     usable: NDArray[np.bool_] | None = None,
+    knowledge: object = None,
 ) -> GatingResult:
     """Place and evaluate every population of a template.
 
@@ -93,13 +105,14 @@ def apply_template(
     template : the strategy
     overrides : population → (gate, who drew it and on what) that replaces the template's
     usable : (n,) false for events that no gate may see; all are usable when `None`
+    knowledge : what a search may know besides the file (`flowmrd.gating.detection.Knowledge`)
 
     Raises
     ------
     GatingError
         A gate cannot be evaluated at all.
     """
-    walk = _Walk(source, template, overrides or {}, usable)
+    walk = _Walk(source, template, overrides or {}, usable, knowledge)
     walk.run()
     return GatingResult(
         template=template,
@@ -107,6 +120,7 @@ def apply_template(
         counts={row.name: walk.counts[row.name] for row in template.population},
         memberships=walk.memberships,
         findings=tuple(walk.findings),
+        details={name: found.extra for name, found in walk.searched.items()},
     )
 
 
@@ -120,8 +134,9 @@ def apply_gates(source: EventSource, gates: Sequence[tuple[str, str, Gate]]) -> 
     bits = {name: memberships.add(name) for name, _, _ in gates}
     wanted = _in_order(source, {m for _, _, gate in gates for m in gate_markers(gate)})
     tests: dict[str, Test] = {}
+    lists: dict[str, Mask] = {}
     for start, block in source.blocks(wanted):
-        _evaluate_block(gates, block, start, memberships, bits, counts, tests)
+        _evaluate_block(gates, block, start, memberships, bits, counts, tests, lists)
     return counts, memberships
 
 
@@ -138,10 +153,11 @@ def _evaluate_block(
     bits: Mapping[str, NDArray[np.uint8]],
     counts: dict[str, int],
     tests: dict[str, Test],
+    lists: dict[str, Mask],
 ) -> dict[str, Members]:
     """Evaluate gates on one block; return the members of each population that was touched.
 
-    `tests` holds the gates made ready; it is filled as they are first needed.
+    `tests` holds the gates made ready, `lists` the lists of events unpacked; both are filled as they are first needed.
     """
     seen: dict[str, Members] = {}
     for name, parent, gate in gates:
@@ -150,6 +166,8 @@ def _evaluate_block(
             mask = inside.mask
         elif isinstance(gate, Boolean):
             mask = inside.mask & _joined(gate, seen, memberships, start, block.size)
+        elif isinstance(gate, MemberList):
+            mask = inside.mask & _listed(gate, lists, name, memberships.event_count)[start : start + block.size]
         else:
             if name not in tests:
                 tests[name] = prepare(gate, block.transforms, event_count=memberships.event_count)
@@ -159,6 +177,14 @@ def _evaluate_block(
         if mine.count:
             bits[name][start // 8 : (start + block.size + 7) // 8] = np.packbits(mask)
     return seen
+
+
+def _listed(gate: MemberList, lists: dict[str, Mask], name: str, event_count: int) -> Mask:
+    if name not in lists:
+        if gate.event_count != event_count:
+            raise GatingError(f"{name} lists events of a file of {gate.event_count}, this one has {event_count}")
+        lists[name] = gate.mask
+    return lists[name]
 
 
 def _joined(gate: Boolean, seen: dict[str, Members], memberships: Memberships, start: int, size: int) -> Mask:
@@ -184,7 +210,10 @@ class _Walk:
         template: GatingTemplate,
         overrides: Mapping[str, tuple[Gate, str]],
         usable: NDArray[np.bool_] | None,
+        knowledge: object,
     ) -> None:
+        self.knowledge = knowledge
+        self.searched: dict[str, Found] = {}
         self.source = source
         self.template = template
         self.overrides = overrides
@@ -245,6 +274,9 @@ class _Walk:
                     moved = True
                     continue
                 one = typed(choices[0])
+                if one.method.shares(one.params):
+                    moved |= self._place_shared(row, choices[0])
+                    continue
                 lenders = [name for name in one.method.borrows(one.params) if name != row.name]
                 if one.method.find is None and choices[0].min_events is None and all(n in self.placed for n in lenders):
                     try:
@@ -256,6 +288,26 @@ class _Walk:
                     else:
                         self._accept(row, choices[0], gate, Found(values={}), "", *self._why(row, choices[0], []))
                     moved = True
+
+    def _place_shared(self, row: Population, choice: Choice) -> bool:
+        """Place a list of events that another population's search found; say whether that could be done."""
+        one = typed(choice)
+        lender = one.method.shares(one.params)
+        if lender not in self.placed:
+            return False
+        if lender not in self.searched or self.template.row(lender).parent != row.parent:
+            self._last_resort(row, f"{lender} was not searched for")
+            return True
+        assert one.method.lists is not None
+        gate = self._listed(row, one.method.lists(one.params, self.searched[lender]))
+        self._accept(row, choice, gate, Found(values={"events": float(gate.count)}), "", *self._why(row, choice, []))
+        return True
+
+    def _listed(self, row: Population, chosen: NDArray[np.bool_]) -> MemberList:
+        """Turn a choice among the parent's events into a list of events of the file."""
+        whole = np.zeros(self.memberships.event_count, np.bool_)
+        whole[np.flatnonzero(self.memberships.mask(row.parent))[chosen]] = True
+        return member_list(whole)
 
     def _found(self) -> dict[str, Mapping[str, float]]:
         return {name: placed.found for name, placed in self.placed.items()}
@@ -303,15 +355,15 @@ class _Walk:
                 one = typed(choice)
                 if one.method.find is None:
                     continue
-                for population in (row.parent, *one.method.references(one.params)):
-                    for marker in choice.channels:
-                        wanted.setdefault((population, marker), [])
+                for key in self._columns(row, choice):
+                    wanted.setdefault(key, [])
         bits = {name: self.memberships.add(name) for name, _, _ in ready}
         self.counts.update(dict.fromkeys(bits, 0))
         needed = {m for _, _, gate in ready for m in gate_markers(gate)} | {marker for _, marker in wanted}
         tests: dict[str, Test] = {}
+        lists: dict[str, Mask] = {}
         for start, block in self.source.blocks(_in_order(self.source, needed)):
-            seen = _evaluate_block(ready, block, start, self.memberships, bits, self.counts, tests)
+            seen = _evaluate_block(ready, block, start, self.memberships, bits, self.counts, tests, lists)
             for (population, marker), parts in wanted.items():
                 here = _members(seen, population, self.memberships, start, block.size)
                 if here.count:
@@ -322,6 +374,18 @@ class _Walk:
             parts = wanted.pop(key)
             gathered[key] = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return gathered
+
+    def _columns(self, row: Population, choice: Choice) -> list[tuple[str, str]]:
+        """Return (population, marker) of every column that a choice's search looks at."""
+        one = typed(choice)
+        mine = [(row.parent, marker) for marker in self._looked_at(choice)]
+        if one.method.columns is None:
+            return mine + [(name, marker) for name in one.method.references(one.params) for marker in choice.channels]
+        return mine + [key for key in one.method.columns(one.params) if key[1] in self.markers]
+
+    def _looked_at(self, choice: Choice) -> tuple[str, ...]:
+        one = typed(choice)
+        return (*choice.channels, *(m for m in one.method.optional(one.params) if m in self.markers))
 
     # -- placing ----------------------------------------------------------------------------------------------------
 
@@ -342,7 +406,11 @@ class _Walk:
                 if hit and choice.on_bound == "next":
                     notes.append(f"{choice.method}: {hit}")
                     continue
-                gate = one.method.build(choice.channels, one.params, found, self._found())
+                if one.method.lists is not None:
+                    gate: Gate = self._listed(row, one.method.lists(one.params, found))
+                    self.searched[row.name] = found
+                else:
+                    gate = one.method.build(choice.channels, one.params, found, self._found())
             except NotFound as error:
                 notes.append(f"{choice.method}: {error}")
                 continue
@@ -358,15 +426,17 @@ class _Walk:
     ) -> Sample:
         one = typed(choice)
 
-        def columns(population: str) -> Columns:
-            return {marker: gathered[population, marker] for marker in choice.channels}
-
+        columns: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in one.method.references(one.params)}
+        columns[row.parent] = {}
+        for population, marker in self._columns(row, choice):
+            columns[population][marker] = gathered[population, marker]
         return Sample(
-            markers=choice.channels,
-            events=columns(row.parent),
-            references={name: columns(name) for name in one.method.references(one.params)},
+            markers=self._looked_at(choice),
+            events=columns[row.parent],
+            references={name: columns[name] for name in one.method.references(one.params)},
             found=self._found(),
             count=count,
+            knowledge=self.knowledge,
         )
 
     def _why(self, row: Population, choice: Choice, notes: Sequence[str]) -> tuple[str, str]:

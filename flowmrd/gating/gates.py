@@ -7,7 +7,9 @@ not its right and upper ones (an event on the edge between two polygons is in on
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +83,33 @@ class Boolean:
     operands: tuple[tuple[str, bool], ...]
 
 
-Gate = Whole | Nothing | Rectangle | Intervals | Polygon | Ellipsoid | Boolean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberList:
+    """Events named one by one: what a search over many markers found, which no outline holds.
+
+    `bits` are the zlib-compressed bits of all `event_count` events of the file, the first event in the highest bit of
+    the first byte; `count` of them are set.
+    """
+
+    event_count: int
+    count: int
+    bits: bytes
+
+    @property
+    def mask(self) -> Mask:
+        """Membership of every event of the file, (event_count,)."""
+        packed = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        return np.unpackbits(packed, count=self.event_count).view(np.bool_)
+
+
+def member_list(mask: Mask) -> MemberList:
+    """Name the events of a mask over the whole file."""
+    return MemberList(
+        event_count=mask.size, count=int(np.count_nonzero(mask)), bits=zlib.compress(np.packbits(mask).tobytes(), 6)
+    )
+
+
+Gate = Whole | Nothing | Rectangle | Intervals | Polygon | Ellipsoid | Boolean | MemberList
 
 
 def gate_markers(gate: Gate) -> tuple[str, ...]:
@@ -137,6 +165,8 @@ def contains(gate: Gate, values: Values, size: int) -> Mask:
             return _in_ellipsoid(gate, values)
         case Boolean():
             raise GatingError("a boolean gate is evaluated by the engine, over populations")
+        case MemberList():
+            raise GatingError("a list of events is evaluated by the engine, over the whole file")
 
 
 def _in_polygon(gate: Polygon, x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
@@ -246,6 +276,13 @@ def gate_to_json(gate: Gate) -> dict[str, object]:
                 "operator": gate.operator,
                 "operands": [{"population": name, "complement": flag} for name, flag in gate.operands],
             }
+        case MemberList():
+            return {
+                "kind": "members",
+                "events": gate.event_count,
+                "count": gate.count,
+                "bits": base64.b64encode(gate.bits).decode("ascii"),
+            }
 
 
 def gate_from_json(data: Mapping[str, object]) -> Gate:
@@ -310,5 +347,23 @@ def gate_from_json(data: Mapping[str, object]) -> Gate:
                 operator=str(d["operator"]),
                 operands=tuple((str(o["population"]), bool(o["complement"])) for o in operands),
             )
+        case "members":
+            return _members_from_json(d)
         case kind:
             raise GatingError(f"unknown gate kind {kind!r}")
+
+
+def _members_from_json(data: Mapping[str, object]) -> MemberList:
+    events, count = data["events"], data["count"]
+    assert isinstance(events, int)
+    assert isinstance(count, int)
+    bits = base64.b64decode(str(data["bits"]), validate=True)
+    # The length is checked while unpacking, so that a small text cannot fill the memory.
+    unpacked = zlib.decompressobj().decompress(bits, (events + 7) // 8 + 1)
+    wanted = (events + 7) // 8
+    if len(unpacked) != wanted:
+        raise GatingError(f"a list of events holds {len(unpacked)} bytes, {wanted} expected for {events} events")
+    gate = member_list(np.unpackbits(np.frombuffer(unpacked, np.uint8), count=events).view(np.bool_))
+    if gate.count != count:
+        raise GatingError(f"a list of events names {gate.count} events, {count} stated")
+    return gate

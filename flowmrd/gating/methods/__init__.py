@@ -38,7 +38,8 @@ class Sample:
     """What a method may look at.
 
     `events` are the parent's scaled values by marker, `references` those of other populations, `found` the values that
-    earlier gates found (population → name → value).
+    earlier gates found (population → name → value). `knowledge` is what a search may know besides the file: a
+    reference of normals, the subject's own phenotype.
     """
 
     markers: tuple[str, ...]
@@ -46,6 +47,7 @@ class Sample:
     references: Mapping[str, Columns]
     found: Mapping[str, Mapping[str, float]]
     count: int
+    knowledge: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,10 @@ class GateMethod:
     `find` is `None` for geometric methods. `references` names the populations whose values `find` needs, `borrows`
     those whose found values `build` or `find` uses; `selects` says which of the channels the gate itself looks at,
     where `find` looks at more.
+
+    A method with `lists` yields events instead of a shape: `lists` takes the parameters and what `find` found (or, with
+    `shares`, what the named population's search found) and says which of the parent's events are meant. `optional`
+    names channels that are looked at where the file has them; `columns` says which markers of which references.
     """
 
     name: str
@@ -73,6 +79,10 @@ class GateMethod:
     references: Callable[[Any], tuple[str, ...]] = field(default=lambda _params: ())
     borrows: Callable[[Any], tuple[str, ...]] = field(default=lambda _params: ())
     selects: Callable[[tuple[str, ...]], tuple[str, ...]] = field(default=lambda channels: channels)
+    optional: Callable[[Any], tuple[str, ...]] = field(default=lambda _params: ())
+    columns: Callable[[Any], tuple[tuple[str, str], ...]] | None = None
+    lists: Callable[[Any, Found], NDArray[np.bool_]] | None = None
+    shares: Callable[[Any], str] = field(default=lambda _params: "")
 
 
 @cache

@@ -1,0 +1,250 @@
+"""Find groups of blasts in one sample: seeds from the scores, grown inside the sample, judged as groups.
+
+1. Each candidate has a log density ratio z (blasts against normals, calibrated). The share of blasts that explains the
+   sample's ratios best (EM over the mixing share, Saerens 2002) turns it into a probability.
+2. Blasts of one sample lie closer together than blasts of all patients: a small mixture is fitted to the probable ones,
+   a larger one to the rest, and the sample's own ratio joins z. So a group pulls in its paler members and sheds strays.
+3. Groups of the rest that are far more abundant than in any normal are put forward as well.
+4. Every group is judged by a logistic model on what it looks like: accepted, under review, or not a finding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.gating.detection.mixtures import Mixture, fit_mixture, log_components, log_density
+from flowmrd.gating.detection.scores import Calibration, Densities, ScoreModel, raw_scores
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+FEATURES = ("log_events", "mean_ratio", "lower_ratio", "abundance", "log_share", "log_volume", "arrest")
+_FEWEST = 5.0
+_OWN_SHARE = 0.5
+_RATIO_BOUND = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """One group of events: `members` are rows of the candidates; `features` as named in `FEATURES`."""
+
+    members: NDArray[np.intp]
+    events: float
+    mean: F64
+    covariance: F64
+    features: F64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Search:
+    """All groups of a sample, the probability of each candidate under the grown mixture, and the calibrated ratios."""
+
+    groups: tuple[Group, ...]
+    probability: F64
+    ratio: F64
+
+
+def mixing_share(ratio: F64, weight: F64 | None = None, start: float = 0.01) -> tuple[float, F64]:
+    """Return the share of blasts that explains the ratios best, and each event's probability."""
+    w = np.ones(len(ratio)) if weight is None else weight
+    total = float(w.sum())
+    share = start
+    for _ in range(300):
+        logit = ratio + np.log(share / (1.0 - share))
+        probability = 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0)))
+        following = float(np.clip((probability * w).sum() / total, 1e-8, 1.0 - 1e-6))
+        if abs(following - share) < 1e-4 * share:
+            break
+        share = following
+    logit = ratio + np.log(share / (1.0 - share))
+    return share, 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0)))
+
+
+def search(
+    x: F32,
+    *,
+    model: ScoreModel,
+    calibration: Calibration,
+    features: tuple[int, ...],
+    nucleated: int,
+    seed: int,
+    draws: int = 6000,
+) -> Search:
+    """Find the groups of one sample.
+
+    Parameters
+    ----------
+    x : (n, d) aligned candidates over the reference's features
+    model, calibration : scores and what they are worth, for `features`
+    features : the features that sample and reference share
+    nucleated : size of the denominator
+    seed : draws the events that mixtures are fitted to
+    draws : events drawn of each kind for the fits
+    """
+    rng = np.random.default_rng(seed)
+    densities = model.densities[features]
+    ratio = np.clip(calibration(raw_scores(model, features, x)), -_RATIO_BOUND, _RATIO_BOUND)
+    z = ((x[:, list(features)] - densities.centre) / densities.scale).astype(np.float32)
+    share, probability = mixing_share(ratio)
+    fitted = _grow(z, ratio, share, probability, densities, nucleated, rng, draws)
+    if fitted is None:
+        return Search(groups=(), probability=np.zeros(len(x)), ratio=ratio)
+    probability, blast = fitted
+    return Search(
+        groups=_groups(z, ratio, probability, blast, densities, nucleated), probability=probability, ratio=ratio
+    )
+
+
+def _grow(
+    z: F32,
+    ratio: F64,
+    share: float,
+    probability: F64,
+    densities: Densities,
+    nucleated: int,
+    rng: np.random.Generator,
+    draws: int,
+) -> tuple[F64, Mixture] | None:
+    probable = probability > 0.2
+    rest = np.flatnonzero(~probable)
+    near = np.flatnonzero(probable)
+    rest_drawn = rest if len(rest) <= draws else np.sort(rng.choice(rest, draws, replace=False))
+    near_drawn = near if len(near) <= draws else np.sort(rng.choice(near, draws, replace=False))
+    rows = np.concatenate([rest_drawn, near_drawn])
+    weight = np.concatenate(
+        [
+            np.full(len(rest_drawn), len(rest) / max(len(rest_drawn), 1)),
+            np.full(len(near_drawn), len(near) / max(len(near_drawn), 1)),
+        ]
+    )
+    x, own, seen = z[rows], ratio[rows], probability[rows]
+    d = z.shape[1]
+    wide = np.eye(d) * 0.05
+    background = fit_mixture(x, weight * (1.0 - seen), 16, prior=np.eye(d) / 16, strength=20.0, iterations=12, rng=rng)
+    seen = _with_abundant(x, weight, seen, own, background, densities, nucleated)
+    if (weight * seen).sum() < _FEWEST:
+        return None
+    blast = None
+    for _ in range(3):
+        mass = weight * seen
+        if mass.sum() < _FEWEST:
+            return None
+        some = seen > 1e-3
+        count = 1 if mass.sum() < 60 else (2 if mass.sum() < 1000 else 3)
+        middle = np.average(x[some], axis=0, weights=mass[some])
+        tight = np.einsum("n,ni,nj->ij", mass[some], x[some] - middle, x[some] - middle) / mass[some].sum()
+        blast = fit_mixture(x[some], mass[some], count, prior=0.5 * tight + wide, strength=30.0, iterations=10, rng=rng)
+        background = fit_mixture(
+            x,
+            weight * (1.0 - seen),
+            16,
+            prior=np.eye(d) / 16,
+            strength=20.0,
+            iterations=5,
+            rng=rng,
+            start=background,
+        )
+        combined = _combined(x, own, blast, background)
+        share, seen = mixing_share(combined, weight, min(max(share, 1e-6), 0.5))
+    assert blast is not None
+    combined = _combined(z, ratio, blast, background)
+    logit = combined + np.log(share / (1.0 - share))
+    return 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0))), blast
+
+
+def _combined(x: F32, ratio: F64, blast: Mixture, background: Mixture) -> F64:
+    own = log_density(x, blast) - np.logaddexp(log_density(x, background), np.log(1e-7))
+    both: F64 = (1.0 - _OWN_SHARE) * ratio + _OWN_SHARE * np.clip(own, -_RATIO_BOUND, _RATIO_BOUND)
+    return both
+
+
+def abundance(x: F32, log_sample: F64, candidates: float, nucleated: int, densities: Densities) -> F64:
+    """Return log(sample's density per nucleated cell / that of the second most abundant normal there), (n,)."""
+    logs = log_components(
+        x,
+        Mixture(
+            weight=np.ones(len(densities.normal.weight)),
+            mean=densities.normal.mean,
+            covariance=densities.normal.covariance,
+        ),
+    )
+    top = logs.max(axis=1)
+    by_normal = np.exp(logs - top[:, None]) @ densities.abundances.T
+    worst = np.sort(by_normal, axis=1)[:, -min(2, by_normal.shape[1])]
+    value: F64 = log_sample + np.log(candidates / nucleated) - top - np.log(worst + 1e-12)
+    return value
+
+
+def _with_abundant(
+    x: F32, weight: F64, seen: F64, own: F64, background: Mixture, densities: Densities, nucleated: int
+) -> F64:
+    """Put forward groups of the rest that are far more abundant than in the normals and not plainly normal."""
+    logs = log_components(x, background)
+    logs -= logs.max(axis=1, keepdims=True)
+    belong = np.exp(logs)
+    belong *= ((weight * (1.0 - seen)) / belong.sum(axis=1))[:, None]
+    mass = belong.sum(axis=0)
+    over = abundance(x, log_density(x, background), float((weight * (1.0 - seen)).sum()), nucleated, densities)
+    mean_over = (belong * over[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
+    mean_own = (belong * own[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
+    put = (mean_over > 1.5) & (mean_own > -1.0) & (mass > 1e-3 * nucleated)
+    if not put.any():
+        return seen
+    share = belong[:, put].sum(axis=1) / np.maximum(weight, 1e-12)
+    return np.clip(seen + share, 0.0, 1.0)
+
+
+def _groups(
+    z: F32, ratio: F64, probability: F64, blast: Mixture, densities: Densities, nucleated: int
+) -> tuple[Group, ...]:
+    called = np.flatnonzero(probability > 0.5)
+    if not called.size:
+        return ()
+    owner = log_components(z[called], blast).argmax(axis=1)
+    owner = _joined(blast)[owner]
+    usual = np.median(0.5 * np.linalg.slogdet(densities.normal.covariance)[1])
+    groups = []
+    for k in np.unique(owner):
+        rows = called[owner == k]
+        mine = z[rows].astype(np.float64)
+        mean = mine.mean(axis=0)
+        spread = mine - mean
+        covariance = (spread.T @ spread + 5.0 * np.eye(z.shape[1]) * 0.05) / (len(rows) + 5.0)
+        own = Mixture(weight=np.ones(1), mean=mean[None], covariance=covariance[None])
+        over = abundance(z[rows], log_density(z[rows], own), float(len(rows)), nucleated, densities)
+        r = ratio[rows]
+        groups.append(
+            Group(
+                members=rows,
+                events=float(probability[rows].sum()),
+                mean=mean,
+                covariance=covariance,
+                features=np.array(
+                    [
+                        np.log10(max(len(rows), 1)),
+                        r.mean(),
+                        np.quantile(r, 0.25),
+                        float(np.clip(over.mean(), -10.0, 20.0)),
+                        np.log10(len(rows) / len(z)),
+                        0.5 * np.linalg.slogdet(covariance)[1] - usual,
+                        np.log10(len(rows) / nucleated),
+                    ]
+                ),
+            )
+        )
+    return tuple(groups)
+
+
+def _joined(blast: Mixture) -> NDArray[np.intp]:
+    """Give components whose middles are close (under three of their own widths) one owner."""
+    owner = np.arange(blast.components)
+    for a in range(blast.components):
+        for b in range(a):
+            delta = blast.mean[a] - blast.mean[b]
+            both = 0.5 * (blast.covariance[a] + blast.covariance[b])
+            if float(delta @ np.linalg.solve(both, delta)) < 9.0:
+                owner[owner == owner[a]] = owner[b]
+    return owner

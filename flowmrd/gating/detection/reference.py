@@ -1,0 +1,287 @@
+"""A reference: normals and other patients' blasts, learnt once and kept as one file of numbers.
+
+The file is a zip of plain arrays and a JSON head, without code; its SHA-256 is its identity. Everything in it was
+measured on the marrows that it was given; what calibrates a score or judges a group was measured on marrows that the
+models of that fold had not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.gating.detection.align import find_shift
+from flowmrd.gating.detection.grow import FEATURES, Search, search
+from flowmrd.gating.detection.scores import (
+    Calibration,
+    Pool,
+    ScoreModel,
+    calibrate,
+    fit_densities,
+    fit_trees_to,
+    pattern_of,
+    raw_scores,
+)
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+FOLDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Marrow:
+    """Control-aligned candidates of one marrow, and which of them are blasts (none of a normal's are)."""
+
+    name: str
+    x: F32
+    blast: NDArray[np.bool_]
+    nucleated: int
+    normal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judge:
+    """Logistic model of a group: from `accept` on it is accepted, from `review` on it goes to a person."""
+
+    centre: F64
+    scale: F64
+    weight: F64
+    intercept: float
+    accept: float
+    review: float
+    relative_error: float
+
+    def probability(self, features: F64) -> float:
+        """Return the probability that most of a group's events are blasts."""
+        z = float(((features - self.centre) / self.scale) @ self.weight + self.intercept)
+        return float(1.0 / (1.0 + np.exp(-np.clip(z, -40.0, 40.0))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learnt:
+    """What detection needs: scores, calibrations by set of features, and the judge of groups."""
+
+    features: tuple[str, ...]
+    model: ScoreModel
+    calibrations: Mapping[tuple[int, ...], Calibration]
+    judge: Judge
+
+
+def _shifted(marrows: Sequence[Marrow], model: Mapping[tuple[int, ...], object], seed: int) -> list[Marrow]:
+    out = []
+    for one in marrows:
+        pattern = pattern_of(one.x)
+        densities = model.get(pattern)
+        others = one.x[~one.blast]
+        if densities is None or len(others) < 500:
+            out.append(one)
+            continue
+        shift = np.zeros(one.x.shape[1])
+        shift[list(pattern)] = find_shift(others[:, list(pattern)], densities, seed=seed)  # type: ignore[arg-type]
+        out.append(replace(one, x=(one.x - shift).astype(np.float32)))
+    return out
+
+
+def pools(marrows: Iterable[Marrow]) -> list[Pool]:
+    """Return each marrow's normal candidates (of normals) and blasts (of diagnoses) as pools."""
+    out = []
+    for one in marrows:
+        if one.normal:
+            out.append(Pool(name=one.name, x=one.x, blast=False, nucleated=one.nucleated))
+        elif one.blast.sum() >= 20:
+            out.append(Pool(name=one.name, x=one.x[one.blast], blast=True, nucleated=one.nucleated))
+    return out
+
+
+def align_marrows(marrows: Sequence[Marrow], patterns: Sequence[tuple[int, ...]], seed: int) -> list[Marrow]:
+    """Bring all marrows onto one scale: fit the normals, shift every marrow onto them."""
+    first = {p: fit_densities(pools(marrows), p, seed=seed, components=24, events=30_000) for p in patterns}
+    return _shifted(marrows, first, seed)
+
+
+def fit_model(
+    given: Sequence[Pool], patterns: Sequence[tuple[int, ...]], optional: Sequence[int], seed: int
+) -> ScoreModel:
+    """Fit trees and densities."""
+    return ScoreModel(
+        trees=fit_trees_to(given, optional=optional, seed=seed),
+        densities={p: fit_densities(given, p, seed=seed) for p in patterns},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """One in-silico sample: what was put in, what came out."""
+
+    normal: str
+    put_in: int
+    nucleated: int
+    features: F64
+    purity: F64
+    events: F64
+    found: F64
+
+
+def trials(
+    model: ScoreModel,
+    calibration: Calibration,
+    features: tuple[int, ...],
+    normals: Sequence[Pool],
+    blasts: Sequence[Pool],
+    *,
+    seed: int,
+    positives: int,
+) -> list[Trial]:
+    """Search held-out normals as they are, and with held-out blasts put in at levels from a dozen events to 30 %."""
+    rng = np.random.default_rng(seed)
+    plan: list[tuple[Pool, Pool | None, int]] = [(n, None, 0) for n in normals]
+    for i in range(positives):
+        normal, blast = normals[i % len(normals)], blasts[int(rng.integers(len(blasts)))]
+        most = min(len(blast.x), int(0.3 * normal.nucleated))
+        count = int(np.exp(rng.uniform(np.log(12.0), np.log(max(most, 13)))))
+        plan.append((normal, blast, min(count, len(blast.x))))
+    out = []
+    for normal, source, count in plan:
+        x, truth = normal.x, np.zeros(len(normal.x), np.bool_)
+        if source is not None:
+            rows = rng.choice(len(source.x), count, replace=False)
+            x = np.concatenate([x, source.x[rows]])
+            truth = np.concatenate([truth, np.ones(count, np.bool_)])
+        found: Search = search(
+            x,
+            model=model,
+            calibration=calibration,
+            features=features,
+            nucleated=normal.nucleated + count,
+            seed=seed,
+        )
+        out.append(
+            Trial(
+                normal=normal.name,
+                put_in=count,
+                nucleated=normal.nucleated + count,
+                features=np.array([g.features for g in found.groups]).reshape(-1, len(FEATURES)),
+                purity=np.array([truth[g.members].mean() for g in found.groups]),
+                events=np.array([len(g.members) for g in found.groups]),
+                found=np.array([truth[g.members].sum() for g in found.groups]),
+            )
+        )
+    return out
+
+
+def fit_judge(all_trials: Sequence[Trial], *, least: int) -> Judge:
+    """Fit the judge of groups; its thresholds are set on the normals, and its error is measured on what it accepts."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.concatenate([t.features for t in all_trials])
+    y = np.concatenate([t.purity > 0.5 for t in all_trials])
+    if len(x) < 10 or y.all() or not y.any():
+        return Judge(
+            centre=np.zeros(len(FEATURES)),
+            scale=np.ones(len(FEATURES)),
+            weight=np.array([1.0, 0.3, 0.3, 0.2, 0.0, 0.0, 0.0]),
+            intercept=-4.0,
+            accept=0.9,
+            review=0.5,
+            relative_error=0.3,
+        )
+    centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit((x - centre) / scale, y)
+    judge = Judge(
+        centre=centre,
+        scale=scale,
+        weight=fitted.coef_[0].astype(np.float64),
+        intercept=float(fitted.intercept_[0]),
+        accept=0.5,
+        review=0.2,
+        relative_error=0.3,
+    )
+    worst = []
+    for t in all_trials:
+        if t.put_in == 0:
+            high = [judge.probability(f) for f, n in zip(t.features, t.events, strict=True) if n >= least]
+            worst.append(max(high, default=0.0))
+    accept = max(0.5, float(np.quantile(worst, 0.99, method="higher")) + 1e-6 if worst else 0.5)
+    accept = min(accept, 0.95)
+    review = max(0.2, min(float(np.quantile(worst, 0.95)) if worst else 0.2, accept))
+    errors = []
+    for t in all_trials:
+        if t.put_in < 100:
+            continue
+        kept = [i for i, f in enumerate(t.features) if judge.probability(f) >= accept]
+        if kept:
+            errors.append(np.log(t.events[kept].sum() / t.put_in))
+    error = 1.4826 * float(np.median(np.abs(errors))) if len(errors) >= 10 else 0.3
+    return replace(judge, accept=accept, review=review, relative_error=error)
+
+
+def learn(
+    marrows: Sequence[Marrow],
+    *,
+    features: tuple[str, ...],
+    optional: Sequence[int],
+    seed: int,
+    least: int = 20,
+    positives: int = 120,
+    progress: object = None,
+) -> tuple[Learnt, list[Trial]]:
+    """Learn a reference from control-aligned marrows.
+
+    Returns what detection needs, and the trials on held-out marrows that set its thresholds.
+    """
+    say = progress if callable(progress) else (lambda _text: None)
+    present = sorted({pattern_of(m.x) for m in marrows}, key=lambda p: (-len(p), p))
+    full = present[0]
+    wanted = dict.fromkeys([*present, *(tuple(f for f in full if f != o) for o in optional if o in full)])
+    wanted[tuple(f for f in full if f not in optional)] = None
+    patterns = [
+        p
+        for p in wanted
+        if sum(m.normal and set(p) <= set(pattern_of(m.x)) for m in marrows) >= 3
+        and sum((not m.normal) and m.blast.sum() >= 20 and set(p) <= set(pattern_of(m.x)) for m in marrows) >= 3
+    ]
+    marrows = align_marrows(marrows, patterns, seed)
+    everything = pools(marrows)
+    say("aligned")
+    raw_normal: dict[tuple[int, ...], list[F64]] = {p: [] for p in patterns}
+    raw_blast: dict[tuple[int, ...], list[F64]] = {p: [] for p in patterns}
+    folds: list[tuple[ScoreModel, list[Pool]]] = []
+    rng = np.random.default_rng(seed)
+    for k in range(FOLDS):
+        seen = [p for i, p in enumerate(everything) if i % FOLDS != k]
+        unseen = [p for i, p in enumerate(everything) if i % FOLDS == k]
+        model = fit_model(seen, patterns, optional, seed + k)
+        folds.append((model, unseen))
+        for p in unseen:
+            x = p.x if len(p.x) <= 60_000 else p.x[np.sort(rng.choice(len(p.x), 60_000, replace=False))]
+            for pattern in patterns:
+                if set(pattern) <= set(pattern_of(p.x)):
+                    (raw_blast if p.blast else raw_normal)[pattern].append(raw_scores(model, pattern, x))
+        say(f"fold {k + 1} of {FOLDS}")
+    calibrations = {p: calibrate(raw_normal[p], raw_blast[p]) for p in patterns}
+    done: list[Trial] = []
+    for k, (model, unseen) in enumerate(folds):
+        main = max(
+            patterns, key=lambda p: sum(set(p) <= set(pattern_of(u.x)) for u in unseen if not u.blast) * 100 + len(p)
+        )
+        normals = [u for u in unseen if not u.blast and set(main) <= set(pattern_of(u.x))]
+        blasts = [u for u in unseen if u.blast and set(main) <= set(pattern_of(u.x))]
+        if normals and blasts:
+            done += trials(
+                model, calibrations[main], main, normals, blasts, seed=seed + k, positives=positives // FOLDS
+            )
+        say(f"trials {k + 1} of {FOLDS}")
+    judge = fit_judge(done, least=least)
+    return (
+        Learnt(
+            features=features,
+            model=fit_model(everything, patterns, optional, seed),
+            calibrations=calibrations,
+            judge=judge,
+        ),
+        done,
+    )

@@ -1,0 +1,340 @@
+"""Blasts among wide candidates, found against a reference of normals; the result is a list of events.
+
+The search itself is `flowmrd.gating.detection`. Here the template's parameters and the sample's columns become its
+input, and the groups that it found become the population: `seed_and_grow` lists what was accepted, `search_rest` what
+the same search left for a person to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from flowmrd.errors import GatingError, PanelMismatchError
+from flowmrd.gating.detection.align import Control, find_shift, on_features
+from flowmrd.gating.detection.grow import Group, search
+from flowmrd.gating.detection.storage import Reference
+from flowmrd.gating.gates import Gate
+from flowmrd.gating.methods import Found, GateMethod, NotFound, Params, Sample
+from flowmrd.gating.methods.geometric import Values
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """What the search may know besides the sample: the reference, and the seed of its draws."""
+
+    reference: Reference | None
+    seed: int = 0
+
+
+class SeedAndGrowParams(Params):
+    """Search for groups of blasts among the parent's events.
+
+    `optional` are markers that are looked at where the file has them. `scatter` markers are taken relative to the
+    median of `ruler`. `align` says which internal control tells how a marker was stained; `controls` which medians are
+    compared with the reference's range. `denominator` is the population whose size makes abundances comparable.
+    `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
+    how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
+    """
+
+    denominator: str
+    ruler: str
+    scatter: tuple[str, ...] = Field(default=())
+    optional: tuple[str, ...] = Field(default=())
+    align: dict[str, str] = Field(default_factory=dict)
+    controls: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    min_control: int = Field(default=200, ge=20)
+    control_limit: float = Field(default=0.09, gt=0)
+    shift_limit: float = Field(default=0.12, gt=0)
+    least: int = Field(default=10, ge=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlCheck:
+    """An internal control against the reference: its median, the reference's, the limit, and whether it is inside."""
+
+    population: str
+    marker: str
+    median: float
+    expected: float
+    limit: float
+    events: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the control lies within the limit."""
+        return abs(self.median - self.expected) <= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundGroup:
+    """A group, what was decided on it, and its place in the sample's own scaled units.
+
+    `status` is accepted, review or rejected; `probability` the judge's; `middle` and `spread` (d,) the median and
+    robust standard deviation of its events on the search's features (aligned).
+    """
+
+    status: str
+    probability: float
+    group: Group
+    middle: F64
+    spread: F64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detection:
+    """What a search found: groups, the events of each answer, and what it rests on.
+
+    `x` (n, d) are the aligned candidates, `ratio` (n,) their log density ratio, `accepted` and `review` (n,) which are
+    called; `offsets` what was taken off each feature; `doubts` are the reasons why no answer of this search stands
+    without a person.
+    """
+
+    reference: Reference
+    features: tuple[str, ...]
+    x: F32
+    ratio: F64
+    probability: F64
+    accepted: NDArray[np.bool_]
+    review: NDArray[np.bool_]
+    groups: tuple[FoundGroup, ...]
+    controls: tuple[ControlCheck, ...]
+    offsets: Mapping[str, float]
+    doubts: tuple[str, ...]
+    seed: int
+
+
+def _references(params: SeedAndGrowParams) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((params.ruler, *params.align.values(), *params.controls, params.denominator)))
+
+
+def _columns(params: SeedAndGrowParams) -> tuple[tuple[str, str], ...]:
+    pairs = [(params.ruler, marker) for marker in params.scatter]
+    pairs += [(population, marker) for marker, population in params.align.items()]
+    pairs += [(population, marker) for population, markers in params.controls.items() for marker in markers]
+    # One column of the denominator tells its size.
+    pairs += [(params.denominator, params.scatter[0])] if params.scatter else []
+    return tuple(dict.fromkeys(pairs))
+
+
+def controls_of(sample: Sample, params: SeedAndGrowParams) -> dict[tuple[str, str], Control]:
+    """Return the medians of all controls that the sample has enough events of."""
+    out = {}
+    for population, marker in _columns(params):
+        values = sample.references[population].get(marker)
+        fewest = 30 if population == params.ruler else params.min_control
+        if values is not None and len(values) >= fewest:
+            out[population, marker] = Control(
+                population=population, marker=marker, median=float(np.median(values)), events=len(values)
+            )
+    return out
+
+
+def aligned(
+    sample: Sample,
+    params: SeedAndGrowParams,
+    features: tuple[str, ...],
+    expected: Mapping[tuple[str, str], float],
+) -> tuple[F32, dict[str, float]]:
+    """Return the parent's events over the features, aligned by controls, and what was taken off each marker."""
+    controls = controls_of(sample, params)
+    scatter = {}
+    for marker in params.scatter:
+        ruler = controls.get((params.ruler, marker))
+        if ruler is None:
+            raise NotFound(f"{params.ruler} has too few events to measure {marker} by")
+        scatter[marker] = ruler.median
+    offsets = {}
+    for marker, population in params.align.items():
+        seen = controls.get((population, marker))
+        if seen is not None and (population, marker) in expected:
+            offsets[marker] = seen.median - expected[population, marker]
+    columns = {marker: sample.events[marker] for marker in features if marker in sample.events}
+    return on_features(columns, features=features, scatter=scatter, offsets=offsets), offsets
+
+
+def nucleated_of(sample: Sample, params: SeedAndGrowParams) -> int:
+    """Return the size of the denominator."""
+    return len(next(iter(sample.references[params.denominator].values())))
+
+
+def _check_reference(reference: Reference, sample: Sample, params: SeedAndGrowParams) -> tuple[str, ...]:
+    """Return the features that sample and reference share.
+
+    Raises
+    ------
+    PanelMismatchError
+        The reference was made for another set of markers.
+    """
+    known = set(reference.features)
+    mine = set(sample.markers)
+    required = {marker for marker in known if marker not in reference.optional}
+    lacking = sorted(required - mine)
+    foreign = sorted(set(sample.markers) - set(params.optional) - known)
+    if lacking or foreign:
+        parts = []
+        if lacking:
+            parts.append(f"it needs {', '.join(lacking)}, which this tube lacks")
+        if foreign:
+            parts.append(f"it does not know {', '.join(foreign)}")
+        raise PanelMismatchError(
+            f"the reference {reference.name} is of another panel: {'; '.join(parts)}. "
+            f"Build one for this tube with `flowmrd reference build`"
+        )
+    return tuple(marker for marker in reference.features if marker in mine)
+
+
+def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
+    knowledge = sample.knowledge
+    if not isinstance(knowledge, Knowledge) or knowledge.reference is None:
+        raise NotFound("no reference of normals")
+    reference = knowledge.reference
+    shared = _check_reference(reference, sample, params)
+    expected = {(one.population, one.marker): one for one in reference.controls}
+    x, offsets = aligned(sample, params, reference.features, {key: one.median for key, one in expected.items()})
+    index = {marker: j for j, marker in enumerate(reference.features)}
+    mine = {index[marker] for marker in shared}
+    usable = [p for p in reference.learnt.calibrations if set(p) <= mine]
+    if not usable:
+        raise NotFound("the reference was never shown this set of markers")
+    pattern = max(usable, key=lambda p: (len(p), tuple(-i for i in p)))
+    densities = reference.learnt.model.densities[pattern]
+    shift = find_shift(x[:, list(pattern)], densities, seed=knowledge.seed)
+    x[:, list(pattern)] -= shift.astype(np.float32)
+    for j, moved in zip(pattern, shift, strict=True):
+        marker = reference.features[j]
+        offsets[marker] = offsets.get(marker, 0.0) + float(moved)
+    found = search(
+        x,
+        model=reference.learnt.model,
+        calibration=reference.learnt.calibrations[pattern],
+        features=pattern,
+        nucleated=nucleated_of(sample, params),
+        seed=knowledge.seed,
+    )
+    judge = reference.learnt.judge
+    groups = []
+    accepted, review = np.zeros(len(x), np.bool_), np.zeros(len(x), np.bool_)
+    for group in found.groups:
+        probability = judge.probability(group.features)
+        status = "accepted" if probability >= judge.accept else "rejected"
+        if status == "rejected" and probability >= judge.review and len(group.members) >= params.least:
+            status = "review"
+        if status == "accepted":
+            accepted[group.members] = True
+        elif status == "review":
+            review[group.members] = True
+        events = x[group.members]
+        middle = np.median(events, axis=0)
+        groups.append(
+            FoundGroup(
+                status=status,
+                probability=probability,
+                group=group,
+                middle=middle.astype(np.float64),
+                spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
+            )
+        )
+    controls = _control_checks(sample, params, reference)
+    doubts = [
+        f"{c.marker} of {c.population} is {c.median - c.expected:+.2f} display units from the reference's"
+        for c in controls
+        if not c.ok
+    ]
+    doubts += [
+        f"{reference.features[j]} of the candidates had to be moved by {moved:+.2f} display units"
+        for j, moved in zip(pattern, shift, strict=True)
+        if abs(moved) > params.shift_limit
+    ]
+    order = sorted(range(len(groups)), key=lambda i: -len(groups[i].group.members))
+    detection = Detection(
+        reference=reference,
+        features=tuple(reference.features[j] for j in pattern),
+        x=x[:, list(pattern)],
+        ratio=found.ratio,
+        probability=found.probability,
+        accepted=accepted,
+        review=review,
+        groups=tuple(groups[i] for i in order),
+        controls=controls,
+        offsets=offsets,
+        doubts=tuple(doubts),
+        seed=knowledge.seed,
+    )
+    kept = sum(1 for g in groups if g.status == "accepted")
+    return Found(
+        values={"groups": float(kept), "events": float(np.count_nonzero(accepted))},
+        extra=detection,
+        note=f"reference {reference.name} ({reference.digest[:12]}), {kept} of {len(groups)} groups accepted",
+    )
+
+
+def _control_checks(sample: Sample, params: SeedAndGrowParams, reference: Reference) -> tuple[ControlCheck, ...]:
+    seen = controls_of(sample, params)
+    checks = []
+    for one in reference.controls:
+        control = seen.get((one.population, one.marker))
+        if control is None or one.marker in params.scatter:
+            continue
+        checks.append(
+            ControlCheck(
+                population=one.population,
+                marker=one.marker,
+                median=control.median,
+                expected=one.median,
+                limit=max(params.control_limit, 4.0 * one.sd),
+                events=control.events,
+            )
+        )
+    return tuple(checks)
+
+
+class SearchRestParams(Params):
+    """What the search of another population of the same parent left for a person to judge."""
+
+    population: str
+    status: Literal["review"] = "review"
+
+
+def _no_shape(_markers: tuple[str, ...], _params: object, _found: Found, _values: Values) -> Gate:
+    raise GatingError("this method lists events; it has no shape")
+
+
+def _accepted(_params: object, found: Found) -> NDArray[np.bool_]:
+    assert isinstance(found.extra, Detection)
+    return found.extra.accepted
+
+
+def _review(_params: object, found: Found) -> NDArray[np.bool_]:
+    assert isinstance(found.extra, Detection)
+    return found.extra.review
+
+
+METHODS = (
+    GateMethod(
+        name="seed_and_grow",
+        params=SeedAndGrowParams,
+        find=_find,
+        build=_no_shape,
+        references=_references,
+        optional=lambda params: params.optional,
+        columns=_columns,
+        lists=_accepted,
+    ),
+    GateMethod(
+        name="search_rest",
+        params=SearchRestParams,
+        build=_no_shape,
+        borrows=lambda params: (params.population,),
+        lists=_review,
+        shares=lambda params: params.population,
+    ),
+)
