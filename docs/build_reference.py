@@ -145,6 +145,32 @@ MEANING: Mapping[str, Mapping[str, str]] = {
         "viable": "population judged as viable of singlets",
         "denominator": "population whose size is judged",
         "gating_markers": "markers whose channels can fail the margin and drift checks",
+        "internal": "normal lymphocytes; a sample that shows none of these populations goes to review",
+        "negatives": "internal negatives (T cells): what lies far below them is over-compensated",
+        "marrow": "cell type of the hemodilution rules (`erythroid`, `progenitors`, `plasma_cells`) → its population",
+        "blood": "cells that are mostly in blood (mature T cells), compared with blood of the same day",
+        "phenotypes": "boxes of events that no clean-up step may take away in number, see below",
+    },
+    "Antigen": {
+        "marker": "target of a therapy, followed from visit to visit",
+        "population": "whose antigen it is: the blasts",
+        "negative": "internal negatives (T cells); their 99th percentile is the threshold",
+        "normal": "cells that carry the antigen in health: half of their median is the border of dim",
+    },
+    "InternalControl": {
+        "population": "normal cells that every sample of the tube should hold",
+        "share": "a limit is broken when more than this share of the population lies beyond it; 0.5 is the median",
+        "min_events": "fewer events of the population prove nothing",
+        "low": "marker → value that the cells should not lie below",
+        "high": "marker → value that the cells should not lie above",
+        "together": "only all limits broken at once break the control",
+        "needs": "population → events that it must have, or the control proves nothing",
+        "purpose": "one sentence for the report: what is expected, and why",
+    },
+    "Phenotype": {
+        "name": "for people, such as `CD34+`",
+        "low": "marker → least value",
+        "high": "marker → value it must stay below",
     },
 }
 # Types that their annotation does not say well.
@@ -158,6 +184,9 @@ TABLES = {
     "Plot": ("[[plot]]", "An extra view without a gate of its own."),
     "Override": ("[[override]]", "One subject's own gate, in place of the template's."),
     "Quality": ("[quality]", "What the acquisition checks look at."),
+    "Antigen": ("[[antigen]]", "A target whose presence on the blasts is followed."),
+    "InternalControl": ("[[internal_control]]", "What normal cells must look like; else the result goes to review."),
+    "Phenotype": ("phenotypes of [quality]", "`phenotypes = [{ name = …, low = { … }, high = { … } }]`"),
 }
 METHOD_ORDER = ("geometric", "density", "mixture", "scatter", "time")
 

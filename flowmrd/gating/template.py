@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmrd.cytometry.events import MarkerSpec
 from flowmrd.errors import GatingError, TemplateError
+from flowmrd.gating.evidence import Antigen, InternalControl, Phenotype, evidence_faults
 from flowmrd.gating.gates import gate_from_json, gate_markers
 from flowmrd.gating.methods import GateMethod, Params, methods
 from flowmrd.registry import nearest
@@ -141,12 +142,28 @@ class Override(_Document):
 
 
 class Quality(_Document):
-    """Names of the populations whose counts the acquisition checks need, and its target for events."""
+    """Names of the populations whose counts the acquisition checks need, and its target for events.
+
+    `internal` are the normal lymphocytes of which a marrow must show one kind at least; `negatives` are the internal
+    negatives; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
+    mostly in blood (mature T cells). `phenotypes` are what no clean-up step may take away in number.
+    """
 
     singlets: str | None = None
     viable: str | None = None
     denominator: str | None = None
     gating_markers: tuple[str, ...] = Field(default=())
+    internal: tuple[str, ...] = Field(default=())
+    negatives: str | None = None
+    marrow: dict[str, str] = Field(default_factory=dict)
+    blood: str | None = None
+    phenotypes: tuple[Phenotype, ...] = Field(default=())
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Return all populations named here."""
+        single = (self.singlets, self.viable, self.denominator, self.negatives, self.blood)
+        return (*(name for name in single if name is not None), *self.internal, *self.marrow.values())
 
 
 class Counts(_Document):
@@ -182,6 +199,8 @@ class GatingTemplate(_Document):
     plot: tuple[Plot, ...] = Field(default=())
     override: tuple[Override, ...] = Field(default=())
     quality: Quality = Quality()
+    antigen: tuple[Antigen, ...] = Field(default=())
+    internal_control: tuple[InternalControl, ...] = Field(default=())
     counts: Counts = Counts()
     digest: str = ""
 
@@ -353,6 +372,10 @@ def _cross_check(template: GatingTemplate, source: str) -> Iterable[TemplateErro
         for name in measurement.strata:
             if name not in names:
                 yield fault(f"{place}.strata", f"no population {name!r}", nearest(name, names))
+    for name in template.quality.named:
+        if name not in names:
+            yield fault("quality", f"no population {name!r}", nearest(name, names))
+    yield from evidence_faults(template, markers=markers, populations=names, fault=fault)
     for name in template.counts.named:
         if name not in names:
             yield fault("counts", f"no population {name!r}", nearest(name, names))
