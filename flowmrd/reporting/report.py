@@ -22,6 +22,7 @@ from flowmrd import __version__
 from flowmrd.cytometry.transforms import make_transform
 from flowmrd.errors import Level, QcFinding
 from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Nothing, Polygon, Rectangle, Whole, gate_from_json
+from flowmrd.quantification.kinetics import Sample, subject_courses
 from flowmrd.records import (
     AcquisitionResult,
     Axis,
@@ -44,6 +45,7 @@ from flowmrd.reporting.numbers import (
     supported_digits,
 )
 from flowmrd.reporting.thumbnails import panel_thumbnail
+from flowmrd.reporting.timeline import Point, course_timeline, mrd_points, timeline_context
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,6 +58,8 @@ _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 
 # The words of the result codes (docs/reference/tables.md); a code without words is shown as it is.
 _CATEGORY = {
+    "APLASIA": "B-cell aplasia",
+    "NO_APLASIA": "No B-cell aplasia",
     "NOT_DONE": "Not done",
     "UNDETECTED": "Not detected",
     "UNDETECTED_INSUFFICIENT": "Not detected, sensitivity insufficient",
@@ -116,11 +120,16 @@ def render_report(
     rows: list[dict[str, Any]] = []
     bodies: list[str] = []
     kept: set[str] = set()
+    course_points: list[tuple[str, int, Sample]] = []
+    mrd: dict[tuple[str, int], list[Point]] = {}
     if not single_file:
         _write_assets(out / "assets")
         (out / "acquisitions").mkdir(exist_ok=True)
     for previous, page, following in _with_neighbours(_pages(results)):
         rows.append(_index_row(page, single_file=single_file))
+        if page.result.point is not None:
+            course_points.append((page.result.subject, page.result.course, page.result.point))
+        mrd.setdefault((page.result.subject, page.result.course), []).extend(mrd_points(page.result))
         context = acquisition_context(page.result, key=page.key)
         context |= {
             "index_href": "#index" if single_file else "../index.html",
@@ -144,7 +153,19 @@ def render_report(
             if stale.name not in kept:
                 stale.unlink()
     text = environment.get_template("index.html").render(
-        **shell, root="", rows=rows, summary=_summary(rows), run=run, bodies=[_markup(body) for body in bodies]
+        **shell,
+        root="",
+        rows=rows,
+        summary=_summary(rows),
+        run=run,
+        bodies=[_markup(body) for body in bodies],
+        courses=[
+            timeline_context(
+                course_timeline(one, mrd=mrd.get((one.kinetics.subject, one.kinetics.course), ())),
+                f"course-{number}",
+            )
+            for number, one in enumerate(subject_courses(course_points), start=1)
+        ],
     )
     index = out / "index.html"
     _write(index, text.encode())
@@ -420,12 +441,14 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
     value, note = result_value(row)
     detected = row.category in {"DETECTED_BELOW_LLOQ", "QUANTIFIABLE"}
     rest: list[tuple[str, str, str]] = []
+    counted = row.fraction is not None and row.numerator_events is not None and row.denominator_events
+    plain = counted and row.fraction == (row.numerator_events or 0) / (row.denominator_events or 1)
     if row.value is not None and row.ci_low is not None and row.ci_high is not None:
-        rest.append(
-            ("95% interval", f"{format_percent(row.ci_low)} – {format_percent(row.ci_high)}", "exact, counting only")
-        )
+        # A difference of two shares may reach below 0; nothing does on the page.
+        interval = f"{_limit(row, max(row.ci_low, 0.0))} – {_limit(row, row.ci_high)}"
+        rest.append(("95% interval", interval, "exact, counting only" if plain else "counting, background and method"))
     rest.extend(
-        (name, format_percent(limit), f"limit of {what}, this sample")
+        (name, _limit(row, limit), f"limit of {what}, this sample")
         for name, limit, what in (
             ("LOD", row.lod_fraction, "detection"),
             ("LLOQ", row.lloq_fraction, "quantitation"),
@@ -463,22 +486,39 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
     }
 
 
+_PER_UL = "/uL"
+_YES_NO = "1"
+
+
+def _limit(row: MeasurementRow, value: float) -> str:
+    """Write a limit of a row: a share as percent, unless the row counts cells per µl."""
+    if row.unit == _PER_UL and row.fraction is None:
+        return f"{significant(value, 2)}/µl"
+    return format_percent(value)
+
+
 def result_value(row: MeasurementRow) -> tuple[str, str]:
     """Write a measurement's value and a note on it; below LLOQ a limit with its comparator stands for the number."""
+    if row.unit == _YES_NO and row.value is not None:
+        return ("Detected" if row.value else "Not detected", "")
+    if row.unit == _PER_UL and row.value is not None:
+        return (f"{significant(row.value, 3 if row.value >= 1 else 2)} cells/µl", "")
+    if row.unit == _PER_UL and row.fraction is not None:
+        return (format_percent(row.fraction), f"of {row.denominator}")
     if row.value is not None:
         text = significant(row.value, min(2, supported_digits(row.numerator_events or 0)))
         return (f"{text}%" if row.unit == "%" else f"{text} {row.unit}".strip(), "")
     if row.category == "DETECTED_BELOW_LLOQ" and row.lloq_fraction is not None:
-        return (f"< {format_percent(row.lloq_fraction)}", "detected, below LLOQ")
+        return (f"< {_limit(row, row.lloq_fraction)}", "detected, below LLOQ")
     if row.category in {"UNDETECTED", "UNDETECTED_INSUFFICIENT"} and row.lod_fraction is not None:
-        return (f"< {format_percent(row.lod_fraction)}", "below LOD")
+        return (f"< {_limit(row, row.lod_fraction)}", "below LOD")
     return ("Not evaluable", "")
 
 
 def limit_ruler(row: MeasurementRow) -> dict[str, Any] | None:
     """Lay LOD, LLOQ and the result on a logarithmic scale, in the drawing's units; `None` where limits are missing."""
     lod, lloq = row.lod_fraction, row.lloq_fraction
-    if lod is None or lloq is None or not 0 < lod <= lloq < 1:
+    if row.fraction is None or lod is None or lloq is None or not 0 < lod <= lloq < 1:
         return None
     width, left, right = 900.0, 24.0, 876.0
     lowest = min(-5, math.floor(math.log10(lod)))

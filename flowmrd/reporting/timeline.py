@@ -13,14 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowmrd.documents.manifest import load_visits
 from flowmrd.quantification.kinetics import Course, Kinetics, VisitRow, load_kinetics_rules
 from flowmrd.reporting.figures import FONT, THEMES, Figure
 from flowmrd.reporting.numbers import MISSING, significant
 
+if TYPE_CHECKING:
+    from flowmrd.records import AcquisitionResult
+
 LONG_COURSE_DAYS = 60.0
+_MRD = "MRD"
 
 
 class Kind(StrEnum):
@@ -559,6 +563,29 @@ def course_timeline(
         notes=("Line of long dashes and dots: terminal slope.",) if slope else (),
         table=_table(course.visits),
     )
+
+
+def mrd_points(result: AcquisitionResult) -> list[Point]:
+    """Return the MRD of one acquisition as points of a course; none where it was not assessed."""
+    points = []
+    for row in result.measurements:
+        if row.analyte != _MRD or row.fraction is None or result.study_day is None:
+            continue
+        found = row.category in {"DETECTED_BELOW_LLOQ", "QUANTIFIABLE"}
+        shown = f"{significant(100 * row.fraction, 2)}%" if found else "not detected"
+        limit = f" (LOD {significant(100 * row.lod_fraction, 2)}%)" if row.lod_fraction else ""
+        points.append(
+            Point(
+                day=float(result.study_day),
+                value=row.fraction,
+                low=row.ci_low,
+                high=row.ci_high,
+                limit=row.lod_fraction,
+                found=found,
+                text=f"day {result.study_day}: MRD {shown}{limit}",
+            )
+        )
+    return points
 
 
 def _amount(value: float | None) -> str:
