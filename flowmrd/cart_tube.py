@@ -37,7 +37,7 @@ from flowmrd.quantification.absolute import (
 from flowmrd.quantification.cart import Background, CarResult, Estimate, load_car_rules, measure_car, subset_shares
 from flowmrd.quantification.kinetics import Sample, is_aplastic, load_kinetics_rules
 from flowmrd.quantification.rare_events import Call, Category, clopper_pearson
-from flowmrd.records import MeasurementRow
+from flowmrd.records import Axis, ControlOverlay, MeasurementRow
 
 
 class Aplasia(StrEnum):
@@ -212,7 +212,47 @@ class Anchor:
     leaks: Mapping[str, float]
     background: Background
     result: Anchored | None
+    overlay: ControlOverlay
     findings: tuple[QcFinding, ...]
+
+
+OVERLAY_BINS = 160
+OVERLAY_RANGE = (-0.1, 1.05)
+
+
+def _overlay(
+    source: EventSource,
+    channel: str,
+    cut: float,
+    sample: NDArray[np.float64],
+    control: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    names: tuple[str, ...],
+    origin: str,
+) -> ControlOverlay:
+    """Bin sample and control along the channel; `weights` sum to the sample's negative events."""
+    scale = source.transforms[channel]
+    edges = np.linspace(*OVERLAY_RANGE, OVERLAY_BINS + 1)
+
+    def binned(values: NDArray[np.float64], weight: NDArray[np.float64] | None) -> tuple[float, ...]:
+        inside = np.clip(scale.forward(values), OVERLAY_RANGE[0], OVERLAY_RANGE[1] - 1e-9)
+        counts, _ = np.histogram(inside, edges, weights=weight)
+        return tuple(round(float(count), 4) for count in counts)
+
+    return ControlOverlay(
+        axis=Axis(
+            marker=channel,
+            channel=source.panel.channels[channel].pnn,
+            transform=scale.params(),
+            lo=OVERLAY_RANGE[0],
+            hi=OVERLAY_RANGE[1],
+        ),
+        cut=cut,
+        sample=binned(sample, None),
+        control=binned(control, weights),
+        controls=names,
+        text=origin,
+    )
 
 
 def place_anchor(
@@ -249,9 +289,21 @@ def place_anchor(
         text = f"The cut is the {100 * limits.quantile:g}th percentile of the controls, not anchored: {error}."
         findings.append(QcFinding(level=Level.WARNING, code="CONTROL_NOT_ANCHORED", message=text, where=one.numerator))
         above = sum(int(np.count_nonzero(values > cut)) for values in cells)
+        origin = f"placed at a quantile of {', '.join(names)} ({kind})"
+        joined = np.concatenate(cells)
         return Anchor(
             cut=float(scale.forward(cut)),
-            origin=f"placed at a quantile of {', '.join(names)} ({kind})",
+            origin=origin,
+            overlay=_overlay(
+                source,
+                one.channel,
+                float(scale.forward(cut)),
+                sample.values,
+                joined,
+                np.full(joined.size, sample.values.size / joined.size),
+                names,
+                origin,
+            ),
             controls=names,
             weak=controls[0][0].kind in WEAK_KINDS,
             leaks={},
@@ -279,9 +331,21 @@ def place_anchor(
             "them; a positive control (the product) would say it better."
         )
         findings.append(QcFinding(level=Level.INFO, code="RECOVERY_ASSUMED", message=text, where=one.numerator))
+    origin = f"anchored on {', '.join(names)} ({kind})" + (f", brightness of {positive[0].name}" if positive else "")
+    negative = sample.values.size * (1.0 - min(max(found.fraction, 0.0), 1.0))
     return Anchor(
         cut=float(scale.forward(found.cut)),
-        origin=f"anchored on {', '.join(names)} ({kind})" + (f", brightness of {positive[0].name}" if positive else ""),
+        origin=origin,
+        overlay=_overlay(
+            source,
+            one.channel,
+            float(scale.forward(found.cut)),
+            sample.values - found.spillover @ sample.others,
+            found.negatives,
+            found.negative_weights * (negative / found.negative_weights.sum()),
+            names,
+            origin,
+        ),
         controls=names,
         weak=controls[0][0].kind in WEAK_KINDS,
         leaks=leaks,

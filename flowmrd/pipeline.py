@@ -176,6 +176,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         time=_time_series(time),
         margins=margins,
         markers={marker: channel.pnn for marker, channel in panel.channels.items()},
+        overlay=anchor.overlay if anchor is not None else None,
         point=cart.sample,
     )
     return Analysis(result=result, gating=gating, failed=False)

@@ -92,6 +92,22 @@ class TimeSeries:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlOverlay:
+    """The parent's events along one channel, the sample's and the controls' brought to it, in equal bins of `axis`.
+
+    `sample` and `control` are events per bin, the control's weighed to the sample's negative events. `cut` in scaled
+    units.
+    """
+
+    axis: Axis
+    cut: float
+    sample: tuple[float, ...]
+    control: tuple[float, ...]
+    controls: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MarginCount:
     """Events at the upper and lower end of one channel's range."""
 
@@ -210,6 +226,7 @@ class AcquisitionResult:
     markers: Mapping[str, str]  # marker -> channel (pnn)
     gate_set: GateSetRecord | None = None
     course: int = 1
+    overlay: ControlOverlay | None = None
     point: Sample | None = None  # what the subject's course takes from this acquisition
 
 
@@ -500,6 +517,7 @@ def read_result(folder: Path) -> AcquisitionResult:
             "margins": tuple(MarginCount(**row) for row in document["margins"]),
             "gate_set": _gate_set(document.get("gate_set")),
             "point": _point(document.get("point")),
+            "overlay": _overlay(document.get("overlay")),
             "panels": panels,
             "time": time,
         }
@@ -508,6 +526,13 @@ def read_result(folder: Path) -> AcquisitionResult:
 
 def _gate_set(kept: Any) -> GateSetRecord | None:
     return None if kept is None else GateSetRecord(**{**kept, "populations": tuple(kept["populations"])})
+
+
+def _overlay(kept: Any) -> ControlOverlay | None:
+    if kept is None:
+        return None
+    numbers = {name: tuple(kept[name]) for name in ("sample", "control", "controls")}
+    return ControlOverlay(**{**kept, **numbers, "axis": Axis(**kept["axis"])})
 
 
 def _point(kept: Any) -> Sample | None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.cytometry.transforms import Linear, make_transform, ticks
-from flowmrd.records import Axis, GateShape, PlotPanel, TimeSeries
+from flowmrd.records import Axis, ControlOverlay, GateShape, PlotPanel, TimeSeries
 from flowmrd.reporting.labels import Placement, place_labels
 from flowmrd.reporting.numbers import format_channel_value, format_count, format_share
 
@@ -138,6 +138,76 @@ def panel_figure(panel: PlotPanel) -> Figure:
         "annotations": annotations,
     }
     return {"data": data, "layout": layout}
+
+
+def overlay_figure(overlay: ControlOverlay) -> Figure:
+    """Draw the sample's parent events and the matched controls' along one channel, logarithmic, with the cut.
+
+    The sample is a solid line over a filled area, the control a dashed line.
+    """
+    theme = THEMES["light"]
+    axis = overlay.axis
+    width = (axis.hi - axis.lo) / len(overlay.sample)
+    places = axis.lo + width * (np.arange(len(overlay.sample)) + 0.5)
+    top = max(*overlay.sample, *overlay.control, 1.0)
+
+    def line(counts: Sequence[float], meta: str, dash: str) -> Figure:
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "meta": meta,
+            "x": _typed(places.astype(np.float32)),
+            "y": _typed(np.maximum(np.asarray(counts), 0.1).astype(np.float32)),
+            "line": {
+                "width": 1.8,
+                "dash": dash,
+                "color": theme["target" if meta == "car" else "series"],
+                "shape": "hvh",
+            },
+            "hoverinfo": "skip",
+        }
+
+    return {
+        "data": [line(overlay.control, "series", "dash"), line(overlay.sample, "car", "solid")],
+        "layout": {
+            **_series_layout(),
+            "margin": {"l": 64, "r": 12, "t": 10, "b": 50},
+            "xaxis": {**_plot_axis(axis)},
+            "yaxis": {
+                **_series_axis(),
+                "type": "log",
+                "range": [-0.7, math.log10(top) + 0.5],
+                "tickvals": [10.0**power for power in range(math.ceil(math.log10(top)) + 1)],
+                "title": {"text": "Events per bin"},
+            },
+            "shapes": [
+                {
+                    "type": "line",
+                    "name": "event",
+                    "x0": overlay.cut,
+                    "x1": overlay.cut,
+                    "yref": "paper",
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": theme["ink"], "width": 1.5, "dash": "dot"},
+                }
+            ],
+            "annotations": [
+                {
+                    "name": "event",
+                    "text": "cut",
+                    "showarrow": False,
+                    "x": overlay.cut,
+                    "xanchor": "left",
+                    "xshift": 4,
+                    "yref": "paper",
+                    "y": 1.0,
+                    "yanchor": "top",
+                    "font": {"size": _FONT_PX, "color": theme["ink"]},
+                }
+            ],
+        },
+    }
 
 
 def rate_figure(time: TimeSeries) -> Figure | None:

@@ -26,6 +26,7 @@ from flowmrd.quantification.kinetics import Sample, subject_courses
 from flowmrd.records import (
     AcquisitionResult,
     Axis,
+    ControlOverlay,
     GateSetRecord,
     MarginCount,
     MeasurementRow,
@@ -207,6 +208,7 @@ def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any
         "target": target,
         "panels": [_panel(panel, result, f"{key}-panel-{i + 1}") for i, panel in enumerate(result.panels)],
         "tree": _tree(result, scales, target),
+        "overlay": _overlay(result.overlay, key),
         "time": _time(result.time, result),
         **_margins(result.margins),
         "gates": [_gate_row(gate) for gate in result.gates],
@@ -446,7 +448,10 @@ def _card(row: MeasurementRow, sentence: str) -> dict[str, Any]:
     if row.value is not None and row.ci_low is not None and row.ci_high is not None:
         # A difference of two shares may reach below 0; nothing does on the page.
         interval = f"{_limit(row, max(row.ci_low, 0.0))} – {_limit(row, row.ci_high)}"
-        rest.append(("95% interval", interval, "exact, counting only" if plain else "counting, background and method"))
+        of = f" of the share of {row.denominator}" if row.unit == _PER_UL and row.fraction is not None else ""
+        rest.append(
+            (f"95% interval{of}", interval, "exact, counting only" if plain else "counting, background and method")
+        )
     rest.extend(
         (name, _limit(row, limit), f"limit of {what}, this sample")
         for name, limit, what in (
@@ -579,6 +584,17 @@ def _gate_set(record: GateSetRecord | None) -> dict[str, Any] | None:
         f"from {record.source}. Reason: {record.reason}",
         "sha256": record.sha256,
         "tree": {field.name: getattr(record, field.name) for field in fields(record)},
+    }
+
+
+def _overlay(overlay: ControlOverlay | None, key: str) -> dict[str, Any] | None:
+    if overlay is None:
+        return None
+    return {
+        "id": f"{key}-overlay",
+        "title": f"{overlay.axis.marker}: sample and control",
+        "text": f"{overlay.axis.marker} of sample and of {', '.join(overlay.controls)}. The cut was {overlay.text}.",
+        "figure": _markup(_json(figures.overlay_figure(overlay))),
     }
 
 
