@@ -198,6 +198,71 @@ class MeasurementRow:
     gate_set: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AntigenRow:
+    """One row of `antigens`: a target on the blasts of one acquisition; brightness is linear and compensated.
+
+    `normal_from` names the acquisition whose normal cells are the yardstick of `strength`; `baseline` is the subject's
+    earlier acquisition that `baseline_mfi` and `ratio` come from.
+    """
+
+    subject: str
+    visit: str
+    acquisition: str
+    antigen: str
+    population: str
+    events: int
+    positive_events: int | None
+    share: float | None
+    ci_low: float | None
+    ci_high: float | None
+    status: str
+    strength: str  # dim | normal | "" where there is no yardstick
+    indicative: str  # Y where the blasts are few
+    mfi: float | None
+    positive_mfi: float | None
+    threshold: float | None
+    negative_mfi: float | None
+    normal_mfi: float | None
+    normal_from: str
+    baseline: str
+    baseline_mfi: float | None
+    ratio: float | None
+    therapy: str  # given | not_given | not_stated
+    masked: str  # possible | ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupRow:
+    """One row of `cleanup`: how many events of a phenotype one clean-up gate removed, beside what it removed of all."""
+
+    gate: str
+    phenotype: str
+    events: int
+    removed_events: int
+    all_events: int
+    removed_all_events: int
+    verdict: str  # PASS | WARN | FAIL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlRow:
+    """One row of `internal_controls`: where normal cells lie in a marker, against what the template expects.
+
+    `median` and the limits are in scaled units; `beyond` is the share of the cells that lies beyond a limit.
+    """
+
+    population: str
+    marker: str
+    events: int
+    median: float | None
+    low: float | None
+    high: float | None
+    beyond: float | None
+    verdict: str  # PASS | FAIL | NOT_SEEN
+    purpose: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AcquisitionResult:
     """Everything computed from one acquisition."""
@@ -228,6 +293,10 @@ class AcquisitionResult:
     course: int = 1
     overlay: ControlOverlay | None = None
     point: Sample | None = None  # what the subject's course takes from this acquisition
+    antigens: tuple[AntigenRow, ...] = ()
+    cleanup: tuple[CleanupRow, ...] = ()
+    internal_controls: tuple[ControlRow, ...] = ()
+    hemodilution: str = ""  # OK | UNCERTAIN | SUSPECT, empty where it was not judged
 
 
 # ------------------------------------------------------------------------------------------ tables and the run folder
@@ -274,6 +343,54 @@ FINDINGS: Mapping[str, str] = {
     "message": _TEXT,
     "where": _TEXT,
 }
+ANTIGENS: Mapping[str, str] = {
+    "subject": _TEXT,
+    "visit": _TEXT,
+    "acquisition": _TEXT,
+    "antigen": _TEXT,
+    "population": _TEXT,
+    "events": _COUNT,
+    "positive_events": _COUNT,
+    "share": _REAL,
+    "ci_low": _REAL,
+    "ci_high": _REAL,
+    "status": _TEXT,
+    "strength": _TEXT,
+    "indicative": _TEXT,
+    "mfi": _REAL,
+    "positive_mfi": _REAL,
+    "threshold": _REAL,
+    "negative_mfi": _REAL,
+    "normal_mfi": _REAL,
+    "normal_from": _TEXT,
+    "baseline": _TEXT,
+    "baseline_mfi": _REAL,
+    "ratio": _REAL,
+    "therapy": _TEXT,
+    "masked": _TEXT,
+}
+CLEANUP: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "gate": _TEXT,
+    "phenotype": _TEXT,
+    "events": _COUNT,
+    "removed_events": _COUNT,
+    "all_events": _COUNT,
+    "removed_all_events": _COUNT,
+    "verdict": _TEXT,
+}
+INTERNAL_CONTROLS: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "population": _TEXT,
+    "marker": _TEXT,
+    "events": _COUNT,
+    "median": _REAL,
+    "low": _REAL,
+    "high": _REAL,
+    "beyond": _REAL,
+    "verdict": _TEXT,
+    "purpose": _TEXT,
+}
 KINETICS_FINDINGS: Mapping[str, str] = {
     "subject": _TEXT,
     "course": _COUNT,
@@ -285,11 +402,14 @@ SCHEMAS: Mapping[str, Mapping[str, str]] = {
     "populations": POPULATIONS,
     "measurements": MEASUREMENTS,
     "findings": FINDINGS,
+    "antigens": ANTIGENS,
+    "cleanup": CLEANUP,
+    "internal_controls": INTERNAL_CONTROLS,
 }
 
 
 def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[object, ...]]]:
-    """Return the rows of the three tables, in the order of their schemas."""
+    """Return the rows of all tables, in the order of their schemas."""
     rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in SCHEMAS}
     for result in results:
         rows["populations"].extend(
@@ -312,6 +432,12 @@ def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[obj
             (result.acquisition, str(finding.level), finding.code, finding.message, finding.where)
             for finding in result.findings
         )
+        rows["antigens"].extend(tuple(getattr(row, column) for column in ANTIGENS) for row in result.antigens)
+        for name, found in (("cleanup", result.cleanup), ("internal_controls", result.internal_controls)):
+            rows[name].extend(
+                (result.acquisition, *(getattr(row, column) for column in SCHEMAS[name] if column != "acquisition"))
+                for row in found
+            )
     return rows
 
 
@@ -469,6 +595,28 @@ def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
     )
 
 
+def amend_result(
+    folder: Path,
+    *,
+    antigens: Sequence[AntigenRow],
+    findings: Sequence[QcFinding],
+    measurements: Sequence[MeasurementRow],
+    wording: Sequence[str],
+    hemodilution: str,
+) -> None:
+    """Put into a kept result what only the subject's other acquisitions can tell; all else stays as it is."""
+    path = folder / "result.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["result"] |= {
+        "antigens": _plain(tuple(antigens)),
+        "findings": _plain(tuple(findings)),
+        "measurements": _plain(tuple(measurements)),
+        "wording": list(wording),
+        "hemodilution": hemodilution,
+    }
+    write_json(document, path)
+
+
 def stored_key(folder: Path) -> str | None:
     """Return the key of a kept result, or `None` where there is none that can be used."""
     try:
@@ -516,6 +664,9 @@ def read_result(folder: Path) -> AcquisitionResult:
             "findings": tuple(QcFinding(**{**row, "level": Level(row["level"])}) for row in document["findings"]),
             "margins": tuple(MarginCount(**row) for row in document["margins"]),
             "gate_set": _gate_set(document.get("gate_set")),
+            "antigens": tuple(AntigenRow(**row) for row in document.get("antigens", ())),
+            "cleanup": tuple(CleanupRow(**row) for row in document.get("cleanup", ())),
+            "internal_controls": tuple(ControlRow(**row) for row in document.get("internal_controls", ())),
             "point": _point(document.get("point")),
             "overlay": _overlay(document.get("overlay")),
             "panels": panels,
