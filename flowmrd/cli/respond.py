@@ -24,7 +24,7 @@ def command(table: Path, out: Path, criteria: str | None, evidence: Path | None)
     The output has one row an input row, in the same order: class, marrow grade, MRD category, flags, event and the rule
     that fired. A faulty cell stops the command before anything is written; all faults are told at once.
     """
-    from flowmrd.clinical.response import classify, evidence_frame, response_frame
+    from flowmrd.clinical.response import alerts, classify, evidence_frame, response_frame
     from flowmrd.clinical.rules import load_criteria
     from flowmrd.clinical.table import read_clinical_table
     from flowmrd.records import written
@@ -32,7 +32,7 @@ def command(table: Path, out: Path, criteria: str | None, evidence: Path | None)
     rules = load_criteria(criteria)
     read = read_clinical_table(table, visits=rules.visits)
     calls = classify(read, rules)
-    for finding in read.findings:
+    for finding in (*read.findings, *alerts(calls)):
         click.echo(f"{finding.level}: {finding.where}: {finding.code}: {finding.message}", err=True)
     frames = {out: response_frame(calls)} | ({} if evidence is None else {evidence: evidence_frame(calls)})
     for path, frame in frames.items():

@@ -27,7 +27,7 @@ from flowmrd.clinical.outcomes import (
     survival_analyses,
     visit_rates,
 )
-from flowmrd.clinical.response import ResponseCall, classify
+from flowmrd.clinical.response import ResponseCall, alerts, classify
 from flowmrd.clinical.rules import Criteria
 from flowmrd.clinical.survival import (
     CumulativeIncidence,
@@ -90,6 +90,7 @@ def outcomes_of(
     *,
     not_infused: Sequence[str] = (),
     counts: CountTable | None = None,
+    courses: Sequence[Course] = (),
 ) -> Outcomes:
     """Compute everything of 5.5 from a clinical table.
 
@@ -99,6 +100,7 @@ def outcomes_of(
     criteria : rules and named keys
     not_infused : patients of the table who were not infused; they are in no denominator
     counts : CAR+ cells per µL over time, where there are any
+    courses : instead of counts, the kinetics themselves
     """
     kept = tuple(one for one in table.assessments if one.patient_id not in set(not_infused))
     infused = ClinicalTable(assessments=kept, findings=table.findings, source=table.source, digest=table.digest)
@@ -106,8 +108,8 @@ def outcomes_of(
     other = classify(infused, criteria.with_keys(cri_rule="and_or"))
     subjects = subjects_of(infused, calls, criteria)
     rows = {one.row: one for one in kept}
-    courses, said = courses_of(counts, subjects) if counts is not None else ((), ())
-    return _outcomes(subjects, calls, other, criteria, courses, (*table.findings, *said), rows)
+    found, said = courses_of(counts, subjects) if counts is not None else (tuple(courses), ())
+    return _outcomes(subjects, calls, other, criteria, found, (*table.findings, *said), rows)
 
 
 def outcomes_of_subjects(subjects: Sequence[Subject], criteria: Criteria) -> Outcomes:
@@ -147,7 +149,7 @@ def _outcomes(
         courses=tuple(courses),
         rows=(),
         summary={},
-        findings=(*findings, *_findings(subjects)),
+        findings=(*findings, *alerts(calls), *_findings(subjects)),
     )
     return replace(outcomes, rows=tuple(_rows(outcomes)), summary=_summary(outcomes))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -29,7 +29,7 @@ from flowmrd.clinical.survival import (
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient
 from flowmrd.documents.counts import CountRow, CountTable
 from flowmrd.errors import InputError, Level, QcFinding
-from flowmrd.quantification.kinetics import Course, Persistence, Sample, censored_at_reinfusion, course_kinetics
+from flowmrd.quantification.kinetics import Course, Persistence, Sample, course_kinetics
 from flowmrd.quantification.rare_events import Category
 
 CAUSES = ("relapse", "death_in_remission", "allosct_in_remission")
@@ -527,9 +527,17 @@ def courses_of(table: CountTable, subjects: Sequence[Subject]) -> tuple[tuple[Co
             )
             for course, rows in sorted(numbered.items())
         ]
-        kept = censored_at_reinfusion(own)
+        # A re-infusion ends the observation of the course before it; courses are never joined.
+        kept = [
+            replace(one, kinetics=replace(one.kinetics, censored_by="re-infusion"))
+            if one.kinetics.persistence_lost is False
+            else one
+            for one in own[:-1]
+        ] + own[-1:]
         courses.extend(kept)
-        findings.extend(finding for one in kept for finding in one.findings)
+        findings.extend(
+            replace(finding, where=f"{subject}, {finding.where}") for one in kept for finding in one.findings
+        )
     return tuple(courses), tuple(findings)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from flowmrd.clinical.engine import Engine, Line, Value, compile_criteria, in_words
 from flowmrd.clinical.rules import FIELDS, Case, Clause, Criteria, Event, Flag, Response, Rule
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient, clinical_table_of
+from flowmrd.errors import Level, QcFinding
 from flowmrd.quantification.rare_events import (
     MrdResult,
     Negativity,
@@ -61,7 +62,8 @@ class ResponseCall:
     """What one row of the table yields.
 
     `response` and the columns after it are what is shown (5.4a); `unseen` is the class that a visit outside its window
-    has for later visits. `mrd_negative_unseen` is the row's own MRD-negativity, also where the row is shown blank.
+    has for later visits. `mrd` is the row's own measurement, also where the row is shown blank; `cd19_negative_event`
+    says that a relapse or MRD relapse came with CD19-negative blasts.
     """
 
     row: int
@@ -83,6 +85,7 @@ class ResponseCall:
     label: str
     evidence: tuple[Evidence, ...]
     unseen: Response
+    cd19_negative_event: bool
     mrd: MrdResult | None
 
     @property
@@ -175,6 +178,21 @@ def evidence_frame(calls: Sequence[ResponseCall]) -> pl.DataFrame:
         for one in call.evidence
     ]
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def alerts(calls: Sequence[ResponseCall]) -> tuple[QcFinding, ...]:
+    """Return what must not be overlooked: each relapse that has lost the target of the therapy."""
+    return tuple(
+        QcFinding(
+            level=Level.WARNING,
+            code="CD19_NEGATIVE_RELAPSE",
+            message=f"{'Relapse' if call.event is Event.RELAPSE else 'MRD relapse'} with CD19-negative blasts at "
+            f"{call.timepoint}, day {call.day}: the target is lost; a second reader is mandatory.",
+            where=f"row {call.row}",
+        )
+        for call in calls
+        if call.cd19_negative_event
+    )
 
 
 def classify(table: ClinicalTable, criteria: Criteria) -> tuple[ResponseCall, ...]:
@@ -271,6 +289,7 @@ def _call(one: Assessment, before: _Before, engine: Engine, rules: RareEventRule
         label=rule.label,
         evidence=evidence,
         unseen=unseen,
+        cd19_negative_event=event is not None and known["cd19_status"] == "CD19neg",
         mrd=mrd,
     )
 
@@ -300,6 +319,7 @@ def _measure(one: Assessment, rules: RareEventRules, book: RuleBook) -> MrdResul
         numerator_events=one.mrd_events,
         denominator_events=one.mrd_denominator,
         rules=rules,
+        denominator="counted cells",  # the table does not say which
         cd19_independent=one.cd19_indep_gating == "Y",
         after_cd19_therapy=True,  # after infusion every visit is (3-sensitivity 3.4)
         lineage_switch=one.lineage_switch == "Y",

@@ -287,12 +287,24 @@ def read_adverse_events(
         if one is not None:
             events.append(one)
     raise_faults(faults, source=source)
+    unknown = Counter(row.cells["category"] for row in table.rows if rules.category_of(row.cells["category"]) is None)
+    findings.extend(
+        QcFinding(
+            level=Level.INFO,
+            code="CATEGORY_UNKNOWN",
+            message=f"The category {name!r} ({count} rows) is none of the trial's: counted as other.",
+            where=source,
+        )
+        for name, count in unknown.items()
+    )
     findings.extend(_grade_findings(events, rules))
     after = None
     if prior_allosct is not None:
         before = [one.patient_id for one in subjects if prior_allosct.get(one.patient_id)]
         after = _incidence("donor_t_cells", events, before, rules)
-        after = replace(after, category=f"{after.category}_prior_allosct", title=f"{after.title}: of those with one")
+        after = replace(
+            after, category=f"{after.category}_prior_allosct", title="Donor T cells, of patients with a prior alloSCT"
+        )
     everyone = [one.patient_id for one in subjects]
     return Safety(
         events=tuple(events),
@@ -374,9 +386,7 @@ def _event(
     if not written:
         read.fault("category", "expected a category; got an empty cell")
         return None
-    if category is None:
-        warning("CATEGORY_UNKNOWN", f"The category {written!r} is none of the trial's: counted as other.")
-        category = "other"
+    category = category or "other"
     if not read.cell("term"):
         read.fault("term", "expected a term; got an empty cell")
     onset = read.whole("onset_day", -3650, 7300)
