@@ -129,7 +129,7 @@ def _outcomes(
     size = len(subjects)
     rates = response_rates(calls, other, criteria, infused=size) if calls else {}
     visits = tuple(visit_rates(calls, visit, infused=size) for visit in criteria.visits) if calls else ()
-    survival = survival_analyses(subjects, criteria)
+    survival = survival_analyses(subjects, criteria, visits=bool(calls))
     times, causes = competing_times(subjects)
     incidence = cumulative_incidence([one.day for one in times], causes, causes=len(CAUSES)) if times else None
     relapse = relapse_summary(subjects, criteria)

@@ -340,8 +340,16 @@ def analyse_survival(
     )
 
 
-def survival_analyses(subjects: Sequence[Subject], criteria: Criteria) -> dict[str, SurvivalAnalysis]:
-    """All survival analyses of 5.5, the primary one first; names as in the worked examples."""
+def survival_analyses(
+    subjects: Sequence[Subject], criteria: Criteria, *, visits: bool = True
+) -> dict[str, SurvivalAnalysis]:
+    """All survival analyses of 5.5, the primary one first; names as in the worked examples.
+
+    Parameters
+    ----------
+    visits : whether the subjects come from visits; without them MRD relapse and non-response are not known, and the
+        analyses that need them are left out
+    """
     keys = criteria.keys
     horizon = keys.horizon_day
     notes = {
@@ -366,21 +374,22 @@ def survival_analyses(subjects: Sequence[Subject], criteria: Criteria) -> dict[s
             notes[handling],
         )
         add(f"os_{suffix[handling]}", "Overall survival", overall_times(subjects, handling), role, notes[handling])
-    add(
-        "dfs_stringent",
-        "Disease-free survival, MRD relapse counts",
-        disease_free_times(subjects, primary, stringent=True),
-        Role.CONTRAST,
-        f"MRD relapse is an event. {notes[primary]}",
-    )
-    add(
-        "efs",
-        "Event-free survival",
-        event_free_times(subjects, primary),
-        Role.EXTRA,
-        f"All infused; {', '.join(keys.efs_failure_classes)} at {keys.responder_visit} is an event on its day. "
-        f"{notes[primary]}",
-    )
+    if visits:
+        add(
+            "dfs_stringent",
+            "Disease-free survival, MRD relapse counts",
+            disease_free_times(subjects, primary, stringent=True),
+            Role.CONTRAST,
+            f"MRD relapse is an event. {notes[primary]}",
+        )
+        add(
+            "efs",
+            "Event-free survival",
+            event_free_times(subjects, primary),
+            Role.EXTRA,
+            f"All infused; {', '.join(keys.efs_failure_classes)} at {keys.responder_visit} is an event on its day. "
+            f"{notes[primary]}",
+        )
     landmark = keys.landmark_day
     early = [one for one in subjects if one.remission_day is not None and one.remission_day <= landmark]
     times = [one for one in disease_free_times(early, primary) if one.day > landmark]

@@ -809,6 +809,7 @@ def waterfall_figure(outcomes: Outcomes, theme: Theme = "light") -> Drawn | None
     bars.sort(key=lambda one: (-one[0], one[2].patient_id))
     data: list[Figure] = []
     order = [call.patient_id for _, _, call in bars]
+    classes = {call.patient_id: call.response.value for _, _, call in bars}
     for name in SYMBOLS:
         here = [one for one in bars if kind_of(one[2].response) == name]
         if here:
@@ -840,13 +841,13 @@ def waterfall_figure(outcomes: Outcomes, theme: Theme = "light") -> Drawn | None
     layout = _layout(
         theme,
         height=380,
-        margin={"t": 44, "b": 70},
+        margin={"t": 44, "b": 84},
         xaxis=_axis(
             theme,
             range=[-0.7, len(bars) - 0.3],
             tickmode="array",
             tickvals=list(range(len(order))),
-            ticktext=[plot_text(one, limit=12) for one in order],
+            ticktext=[f"{plot_text(one, limit=12)} {classes[one]}" for one in order],
             tickangle=-60 if len(order) > 12 else 0,
             showgrid=False,
             ticks="",

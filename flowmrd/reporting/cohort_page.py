@@ -291,6 +291,7 @@ def _survival(
         "title": title,
         "figure": _figure(key, lambda theme: cohort.survival_figure(main, others, horizon_day=horizon, theme=theme)),
         "note": main.note,
+        "day": horizon,
         "value": MISSING if read is None else percent(100 * read.value),
         "interval": MISSING
         if read is None or read.ci95 is None
