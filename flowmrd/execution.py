@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from flowmrd import __version__
+from flowmrd.blasts import default_reference, searched
 from flowmrd.errors import SettingsError
 from flowmrd.gating.template import GatingTemplate, find_template
 from flowmrd.pipeline import Acquisition, analyse
@@ -178,6 +179,8 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
         matrices = sorted({str(acquisition.matrix), settings.matrix} - {"None", "file", "none"})
         digests.extend(hashlib.sha256(Path(matrix).read_bytes()).hexdigest() for matrix in matrices)
         digests.extend(file_sha256(control.path) for control in acquisition.controls)
+        reference = Path(settings.reference) if settings.reference else default_reference(template)
+        digests.extend([file_sha256(str(reference))] if reference is not None and searched(template) else [])
     except (OSError, ValueError):
         return None, sha256
     own = acquisition.gate_set
@@ -193,7 +196,7 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
                 "controls": [{**asdict(one), "path": Path(one.path).name} for one in acquisition.controls],
             },
             "gate_set": None if own is None else [own.path.name, own.content],
-            "settings": settings.model_dump(mode="json", exclude={"membership", "templates"}),
+            "settings": settings.model_dump(mode="json", exclude={"membership", "templates", "reference"}),
         },
         sort_keys=True,
         default=str,

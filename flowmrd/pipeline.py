@@ -14,6 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmrd.blasts import (
+    detection_of,
+    detection_record,
+    knowledge_for,
+    reasons_to_review,
+    search_findings,
+    searched,
+)
 from flowmrd.cart_tube import (
     Anchor,
     CartOutcome,
@@ -45,6 +53,7 @@ from flowmrd.quantification.absolute import acquisition_seconds, recorded_volume
 from flowmrd.quantification.rare_events import Call, Category, RareEventRules, load_rules, measure_mrd
 from flowmrd.records import (
     AcquisitionResult,
+    DetectionRecord,
     GateSetRecord,
     MarginCount,
     MeasurementRow,
@@ -88,11 +97,20 @@ class Analysis:
     failed: bool
 
 
-def analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, *, sha256: str = "") -> Analysis:
+def analyse(
+    acquisition: Acquisition,
+    template: GatingTemplate,
+    settings: Settings,
+    *,
+    sha256: str = "",
+    reference: Path | None = None,
+) -> Analysis:
     """Run the whole path on one acquisition; an untrustworthy file becomes a finding, never an exception.
 
-    `sha256` is the file's digest where it is known already.
+    `sha256` is the file's digest where it is known already; `reference` stands in for the settings' one.
     """
+    if reference is not None:
+        settings = settings.model_copy(update={"reference": str(reference)})
     try:
         sha256 = sha256 or file_sha256(acquisition.path)
         _check_identity(acquisition, sha256)
@@ -111,10 +129,11 @@ def _check_identity(acquisition: Acquisition, sha256: str) -> None:
 
 
 def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, sha256: str) -> Analysis:
-    opened = _open(acquisition, template, settings)
+    opened = open_acquisition(acquisition, template, settings)
     fcs, panel, source, statement = opened.fcs, opened.panel, opened.source, opened.statement
     overrides = _overrides(acquisition, template, fcs, source)
-    gating = apply_template(source, template, overrides=overrides, usable=opened.usable)
+    knowledge = knowledge_for(template, settings)
+    gating = apply_template(source, template, overrides=overrides, usable=opened.usable, knowledge=knowledge)
     anchor, anchor_findings = _anchor(acquisition, template, settings, source, gating, overrides)
     if anchor is not None:
         gated = car_measurement(template)
@@ -138,6 +157,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         *margin_findings,
         *_count_findings(fcs, gating, template),
         *gating.findings,
+        *search_findings(template, gating),
     ]
     if time is not None and template.quality.denominator:
         findings = list(
@@ -173,6 +193,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         wording=tuple(text for _, text, _ in measured),
         findings=tuple(findings),
         panels=build_panels(source, gating),
+        detection=_detection(template, gating, source),
         time=_time_series(time),
         margins=margins,
         markers={marker: channel.pnn for marker, channel in panel.channels.items()},
@@ -186,7 +207,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Opened:
+class Opened:
     """A file ready to be gated: its channels named, its matrix chosen, its unusable events known."""
 
     fcs: FcsFile
@@ -197,13 +218,14 @@ class _Opened:
     findings: tuple[QcFinding, ...]
 
 
-def _open(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> _Opened:
+def open_acquisition(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> Opened:
+    """Open a file, name its channels, choose its matrix, and say which of its events cannot be used."""
     fcs = scan_values(open_fcs(acquisition.path, dataset=settings.dataset))
     panel = resolve_panel(template.channel, fcs.channels, tube=template.template.id)
     spillover, statement, matrix_findings = _compensation(acquisition, fcs, settings)
     source = _source(fcs, panel, template, spillover, settings)
     usable, unusable = _usable(fcs, source)
-    return _Opened(
+    return Opened(
         fcs=fcs,
         panel=panel,
         source=source,
@@ -261,7 +283,7 @@ def _control_cells(control: Control, template: GatingTemplate, one: Measurement,
     )
     if control.sha256:
         _check_identity(acquisition, file_sha256(control.path))
-    opened = _open(acquisition, template, settings)
+    opened = open_acquisition(acquisition, template, settings)
     gating = apply_template(opened.source, template, usable=opened.usable)
     return parent_cells(opened.source, gating, template, one)
 
@@ -545,6 +567,14 @@ def _rules(one: Measurement) -> RareEventRules:
     )
 
 
+def _detection(template: GatingTemplate, gating: GatingResult, source: EventSource) -> DetectionRecord | None:
+    found = detection_of(gating)
+    if found is None:
+        return None
+    nucleated = gating.counts[template.quality.denominator] if template.quality.denominator else source.event_count
+    return detection_record(found, source, nucleated)
+
+
 def _measure(
     acquisition: Acquisition,
     template: GatingTemplate,
@@ -558,6 +588,7 @@ def _measure(
     routes = [route.name for route in one.routes if set(route.markers) <= set(source.markers)]
     # Where the therapy is not stated, no proof of negativity may rest on a gate that needs its target.
     stated = acquisition.after_cd19_therapy
+    detection = detection_of(gating) if one.numerator == searched(template) else None
     result = measure_mrd(
         numerator_events=numerator,
         denominator_events=denominator,
@@ -568,7 +599,12 @@ def _measure(
         assay_lloq=one.assay_lloq,
         cd19_independent=bool(routes) or not one.therapy_target,
         after_cd19_therapy=bool(stated),
+        # The search lists groups of one place each: all of its events are inside a density cluster.
+        clustered_share=1.0 if detection is not None and numerator else None,
     )
+    low, high = result.ci_low, result.ci_high
+    if detection is not None and numerator:
+        low, high = _with_model_error(result.fraction, low, high, detection.reference.learnt.judge.relative_error)
     negative = str(result.mrd_neg_1e4) if one.kind == "mrd" else ""
     findings = [
         QcFinding(
@@ -595,6 +631,8 @@ def _measure(
     call = result.call
     if verdict == "FAIL" and call is Call.NOT_DETECTED and result.category is not Category.UNDETECTED_INSUFFICIENT:
         call = Call.REVIEW
+    if one.numerator == searched(template):
+        call = _search_call(call, template, gating, one)
     value = result.value_percent
     row = MeasurementRow(
         subject=acquisition.subject,
@@ -606,8 +644,8 @@ def _measure(
         denominator=one.denominator,
         denominator_events=denominator,
         fraction=result.fraction,
-        ci_low=result.ci_low,
-        ci_high=result.ci_high,
+        ci_low=low,
+        ci_high=high,
         lod_fraction=result.lod_fraction,
         lloq_fraction=result.lloq_fraction,
         category=str(result.category),
@@ -619,6 +657,30 @@ def _measure(
         gate_set=_provenance(acquisition, template, one),
     )
     return row, result.wording, tuple(findings)
+
+
+def _search_call(call: Call, template: GatingTemplate, gating: GatingResult, one: Measurement) -> Call:
+    """Leave to a person what the search cannot answer for: no reference, controls out of range, groups to be judged."""
+    if reasons_to_review(template, gating):
+        return Call.REVIEW
+    detection = detection_of(gating)
+    if call is Call.NOT_DETECTED and detection is not None:
+        waiting = int(np.count_nonzero(detection.review)) + gating.counts[one.numerator]
+        if waiting >= _rules(one).lod_events and np.any(detection.review):
+            return Call.REVIEW
+    return call
+
+
+def _with_model_error(
+    fraction: float | None, low: float | None, high: float | None, relative: float
+) -> tuple[float | None, float | None]:
+    """Widen a counting interval by the search's own error on held-out marrows (quadrature of logarithms)."""
+    if not fraction or low is None or high is None:
+        return low, high
+    model = 1.96 * relative
+    below = math.hypot(math.log(fraction / low), model) if low > 0 else math.inf
+    above = math.hypot(math.log(high / fraction), model)
+    return (fraction * math.exp(-below) if math.isfinite(below) else low), min(1.0, fraction * math.exp(above))
 
 
 def _population_rows(gating: GatingResult, template: GatingTemplate) -> tuple[PopulationRow, ...]:

@@ -263,6 +263,66 @@ class ControlRow:
     purpose: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aberration:
+    """One marker of a group against the nearest normal stage.
+
+    `shift` is in display units, `shift_log10` in decades (`None` where a value is not above zero, and for scatter);
+    `deviations` in robust standard deviations of that stage; `direction` is over or under; `aberrant` says whether it
+    is at least two deviations in a direction that blasts are known to take.
+    """
+
+    marker: str
+    shift: float
+    shift_log10: float | None
+    deviations: float
+    direction: str
+    aberrant: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlastGroup:
+    """One group that the search found.
+
+    `status` is accepted, review or rejected; `probability` is the judge's; `normals_most` is the largest share of
+    nucleated cells that any normal of the reference has in that place; `middle` the median of each marker (scaled
+    units of the sample); `likeness` the share of the group inside the subject's own earlier phenotype, if known.
+    """
+
+    name: str
+    status: str
+    events: int
+    fraction: float
+    probability: float
+    stage: str
+    normals_most: float
+    middle: Mapping[str, float]
+    aberrations: tuple[Aberration, ...]
+    likeness: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DetectionRecord:
+    """How blasts were searched for: the reference, the groups, and what a reader needs to see them.
+
+    `normals` (m, d) are normal cells of the reference on the sample's own display scale, `events` (n, d) those of the
+    groups (at most a few thousand of each) and `owner` (n,) the index of each one's group; columns as `features`.
+    """
+
+    reference: str
+    reference_sha256: str
+    simulated: bool
+    normal_marrows: int
+    diagnoses: int
+    seed: int
+    features: tuple[str, ...]
+    groups: tuple[BlastGroup, ...]
+    doubts: tuple[str, ...]
+    normals: NDArray[np.float32]
+    events: NDArray[np.float32]
+    owner: NDArray[np.int16]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AcquisitionResult:
     """Everything computed from one acquisition."""
@@ -296,6 +356,7 @@ class AcquisitionResult:
     antigens: tuple[AntigenRow, ...] = ()
     cleanup: tuple[CleanupRow, ...] = ()
     internal_controls: tuple[ControlRow, ...] = ()
+    detection: DetectionRecord | None = None
     hemodilution: str = ""  # OK | UNCERTAIN | SUSPECT, empty where it was not judged
 
 

@@ -18,4 +18,5 @@ class Settings(BaseModel):
     matrix: str = "file"
     dataset: int | None = Field(default=None, ge=1)
     templates: str | None = None
+    reference: str | None = None
     membership: bool = False

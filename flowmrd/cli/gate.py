@@ -21,6 +21,7 @@ _TEMPLATE_ONLY = {
     "state": "raw",
     "scaled_range": None,
     "templates": None,
+    "reference": None,
     "resume": False,
 }
 

@@ -65,6 +65,11 @@ def settings_options(command: _F) -> _F:
                 "--scaled-range", type=Range(), help="Range of scaled data that spans the display, e.g. 0,10000."
             ),
             click.option("--dataset", type=click.IntRange(1), help="Data set to read in files that hold several."),
+            click.option(
+                "--reference",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Reference of normal cells (`flowmrd reference build`); by default the template's shipped one.",
+            ),
             click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the run."),
             click.option(
                 "--templates",
@@ -96,6 +101,7 @@ def settings_from(options: dict[str, Any]) -> Settings:
         matrix=matrix,
         dataset=options["dataset"],
         templates=None if options["templates"] is None else str(options["templates"]),
+        reference=None if options.get("reference") is None else str(options["reference"]),
         membership=options["membership"],
     )
 

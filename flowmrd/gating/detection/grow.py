@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmrd.gating.detection.align import find_shift
 from flowmrd.gating.detection.mixtures import Mixture, fit_mixture, log_components, log_density
 from flowmrd.gating.detection.scores import Calibration, Densities, ScoreModel, raw_scores
 
@@ -61,6 +62,34 @@ def mixing_share(ratio: F64, weight: F64 | None = None, start: float = 0.01) -> 
         share = following
     logit = ratio + np.log(share / (1.0 - share))
     return share, 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0)))
+
+
+def settle(
+    x: F32,
+    *,
+    model: ScoreModel,
+    calibration: Calibration,
+    features: tuple[int, ...],
+    seed: int,
+    events: int = 8000,
+) -> F64:
+    """Return what to take off each feature of `features`, (d,), so that the unremarkable candidates lie on the normals.
+
+    Blasts in number would pull the shift towards themselves: events that already look like blasts are left out, and
+    what looks so is judged again after the first shift.
+    """
+    rng = np.random.default_rng(seed)
+    columns = list(features)
+    drawn = x if len(x) <= events else x[np.sort(rng.choice(len(x), events, replace=False))]
+    shift = np.zeros(len(columns))
+    densities = model.densities[features]
+    for _ in range(2):
+        moved = drawn.copy()
+        moved[:, columns] -= shift.astype(np.float32)
+        _, probability = mixing_share(np.clip(calibration(raw_scores(model, features, moved)), -15.0, 15.0))
+        plain = drawn[probability < 0.2][:, columns]
+        shift = find_shift(plain, densities, seed=seed)
+    return shift
 
 
 def search(
@@ -174,7 +203,7 @@ def abundance(x: F32, log_sample: F64, candidates: float, nucleated: int, densit
     top = logs.max(axis=1)
     by_normal = np.exp(logs - top[:, None]) @ densities.abundances.T
     worst = np.sort(by_normal, axis=1)[:, -min(2, by_normal.shape[1])]
-    value: F64 = log_sample + np.log(candidates / nucleated) - top - np.log(worst + 1e-12)
+    value: F64 = np.asarray(log_sample + np.log(candidates / nucleated) - top - np.log(worst + 1e-12))
     return value
 
 
@@ -194,7 +223,8 @@ def _with_abundant(
     if not put.any():
         return seen
     share = belong[:, put].sum(axis=1) / np.maximum(weight, 1e-12)
-    return np.clip(seen + share, 0.0, 1.0)
+    more: F64 = np.clip(seen + share, 0.0, 1.0)
+    return more
 
 
 def _groups(

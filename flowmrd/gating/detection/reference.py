@@ -97,6 +97,39 @@ def pools(marrows: Iterable[Marrow]) -> list[Pool]:
     return out
 
 
+def pseudo_diagnoses(
+    marrows: Sequence[Marrow], shiftable: Sequence[int], *, seed: int, patients: int = 48
+) -> list[Marrow]:
+    """Make groups that leave the normal path: a tight patch of normal cells, two to six markers moved.
+
+    They stand in for blasts where no diagnosis is at hand, so that the scores learn what "off the path" means in every
+    direction; a reference made so knows no leukemia.
+    """
+    rng = np.random.default_rng(seed)
+    normals = [m.x for m in marrows if m.normal and len(m.x) >= 500]
+    out = []
+    for k in range(patients if normals else 0):
+        x = normals[int(rng.integers(len(normals)))]
+        drawn = x if len(x) <= 20_000 else x[rng.choice(len(x), 20_000, replace=False)]
+        scale = np.nanstd(drawn, axis=0) + 1e-6
+        anchor = drawn[int(rng.integers(len(drawn)))]
+        near = np.argsort(np.nansum(np.square((drawn - anchor) / scale), axis=1), kind="stable")[:150]
+        events = drawn[near[rng.integers(0, len(near), 1200)]].astype(np.float64)
+        events += rng.normal(0.0, 0.25, events.shape) * np.nanstd(drawn[near], axis=0)
+        moved = rng.choice(shiftable, min(int(rng.integers(2, 7)), len(shiftable)), replace=False)
+        events[:, moved] += rng.choice([-1.0, 1.0], len(moved)) * rng.uniform(0.08, 0.45, len(moved))
+        out.append(
+            Marrow(
+                name=f"pseudo {k + 1}",
+                x=events.astype(np.float32),
+                blast=np.ones(len(events), np.bool_),
+                nucleated=len(events),
+                normal=False,
+            )
+        )
+    return out
+
+
 def align_marrows(marrows: Sequence[Marrow], patterns: Sequence[tuple[int, ...]], seed: int) -> list[Marrow]:
     """Bring all marrows onto one scale: fit the normals, shift every marrow onto them."""
     first = {p: fit_densities(pools(marrows), p, seed=seed, components=24, events=30_000) for p in patterns}

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from flowmrd.errors import GatingError, PanelMismatchError
-from flowmrd.gating.detection.align import Control, find_shift, on_features
-from flowmrd.gating.detection.grow import Group, search
+from flowmrd.gating.detection.align import Control, on_features
+from flowmrd.gating.detection.grow import Group, search, settle
 from flowmrd.gating.detection.storage import Reference
 from flowmrd.gating.gates import Gate
 from flowmrd.gating.methods import Found, GateMethod, NotFound, Params, Sample
@@ -35,6 +35,24 @@ class Knowledge:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Collected:
+    """What the search would have seen: columns of the candidates, medians of the controls, size of the denominator."""
+
+    columns: Mapping[str, F32]
+    controls: Mapping[tuple[str, str], Control]
+    nucleated: int
+
+
+class Collecting:
+    """Instead of a reference: keeps what the search would have seen, for one to be built from."""
+
+    __slots__ = ("collected",)
+
+    def __init__(self) -> None:
+        self.collected: Collected | None = None
+
+
 class SeedAndGrowParams(Params):
     """Search for groups of blasts among the parent's events.
 
@@ -43,6 +61,7 @@ class SeedAndGrowParams(Params):
     compared with the reference's range. `denominator` is the population whose size makes abundances comparable.
     `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
     how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
+    `stages` name normal cells by ranges of markers, first match first; `directions` say where blasts are known to go.
     """
 
     denominator: str
@@ -55,6 +74,8 @@ class SeedAndGrowParams(Params):
     control_limit: float = Field(default=0.09, gt=0)
     shift_limit: float = Field(default=0.12, gt=0)
     least: int = Field(default=10, ge=5)
+    stages: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
+    directions: dict[str, Literal["over", "under", "both"]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +126,9 @@ class Detection:
     probability: F64
     accepted: NDArray[np.bool_]
     review: NDArray[np.bool_]
+    pattern: tuple[int, ...]
+    params: SeedAndGrowParams
+    rulers: Mapping[str, float]
     groups: tuple[FoundGroup, ...]
     controls: tuple[ControlCheck, ...]
     offsets: Mapping[str, float]
@@ -194,6 +218,13 @@ def _check_reference(reference: Reference, sample: Sample, params: SeedAndGrowPa
 
 def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     knowledge = sample.knowledge
+    if isinstance(knowledge, Collecting):
+        controls = controls_of(sample, params)
+        if all((params.ruler, marker) in controls for marker in params.scatter):
+            knowledge.collected = Collected(
+                columns=sample.events, controls=controls, nucleated=nucleated_of(sample, params)
+            )
+        raise NotFound("no reference: one is being built")
     if not isinstance(knowledge, Knowledge) or knowledge.reference is None:
         raise NotFound("no reference of normals")
     reference = knowledge.reference
@@ -206,8 +237,13 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     if not usable:
         raise NotFound("the reference was never shown this set of markers")
     pattern = max(usable, key=lambda p: (len(p), tuple(-i for i in p)))
-    densities = reference.learnt.model.densities[pattern]
-    shift = find_shift(x[:, list(pattern)], densities, seed=knowledge.seed)
+    shift = settle(
+        x,
+        model=reference.learnt.model,
+        calibration=reference.learnt.calibrations[pattern],
+        features=pattern,
+        seed=knowledge.seed,
+    )
     x[:, list(pattern)] -= shift.astype(np.float32)
     for j, moved in zip(pattern, shift, strict=True):
         marker = reference.features[j]
@@ -243,10 +279,10 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
                 spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
             )
         )
-    controls = _control_checks(sample, params, reference)
+    checks = _control_checks(sample, params, reference)
     doubts = [
         f"{c.marker} of {c.population} is {c.median - c.expected:+.2f} display units from the reference's"
-        for c in controls
+        for c in checks
         if not c.ok
     ]
     doubts += [
@@ -263,8 +299,15 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         probability=found.probability,
         accepted=accepted,
         review=review,
+        pattern=pattern,
+        params=params,
+        rulers={
+            marker: control.median
+            for (population, marker), control in controls_of(sample, params).items()
+            if population == params.ruler and marker in params.scatter
+        },
         groups=tuple(groups[i] for i in order),
-        controls=controls,
+        controls=checks,
         offsets=offsets,
         doubts=tuple(doubts),
         seed=knowledge.seed,
