@@ -72,7 +72,7 @@ def convert(
         raise click.UsageError(f"{named}: only with --to gate-set")
     fcs = None if fcs_path is None else read_fcs(fcs_path, dataset=dataset)
     if target == "template" and _is_opencyto(Path(document)):
-        if not _methods_to_template(Path(document), out):
+        if not _methods_to_template(Path(document), out, fcs):
             sys.exit(EXIT_SOME_FAILED)
         return
     if target == "gate-set":
@@ -176,11 +176,11 @@ def _is_opencyto(path: Path) -> bool:
     return path.is_file() and path.suffix != ".toml" and detect(read_document(path), path.name) == "opencyto"
 
 
-def _methods_to_template(path: Path, out: Path) -> bool:
+def _methods_to_template(path: Path, out: Path, fcs: FcsFile | None) -> bool:
     """Write an openCyto template's methods as ours; they are placed on each file anew."""
     from flowmrd.gating.interop.opencyto import convert as convert_opencyto
 
-    text, findings = convert_opencyto(path.read_bytes(), path.name)
+    text, findings = convert_opencyto(path.read_bytes(), path.name, fcs)
     _write(out, text.encode())
     for finding in findings:
         click.echo(f"{finding.level}: {finding.message}", err=True)

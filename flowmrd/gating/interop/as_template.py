@@ -476,6 +476,7 @@ def _document(
             "",
             "[[population]]",
             f"name = {_string(names[one.path])}",
+            *([] if one.name == names[one.path] else [f"title = {_string(one.name)}"]),
             f"parent = {_string(names[one.parent] if one.parent else ROOT)}",
             f"channels = [{', '.join(_string(name) for name in channels)}]",
             f"method = {_string(method)}",

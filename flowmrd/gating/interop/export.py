@@ -63,7 +63,7 @@ _ELLIPSE_POINTS = 1024
 
 
 def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> ForeignStrategy:
-    """Return placed gates as a strategy of channels, under the template's population names.
+    """Return placed gates as a strategy of channels, under the template's titles of populations, or else names.
 
     Parameters
     ----------
@@ -80,20 +80,24 @@ def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> Fore
         dimensions[marker] = Dimension(
             key=marker, channel=source.panel.channels[marker].pnn, compensation=compensation, scale=name
         )
-    paths = {ROOT: ""}
     gates = []
-    waiting = [row.name for row in result.template.population]
     parents = {row.name: row.parent for row in result.template.population}
-    for name in waiting:
-        _path(name, parents, paths)
-    for name in waiting:
+    titles = {row.name: row.title or row.name for row in result.template.population}
+    paths = _paths(parents, titles)
+    for name in parents:
         gate = result.placed[name].gate
         if isinstance(gate, Boolean):
             gate = Boolean(
                 operator=gate.operator, operands=tuple((paths[other], flag) for other, flag in gate.operands)
             )
         gates.append(
-            ForeignGate(name=name, path=paths[name], parent=paths[parents[name]], gate=gate, count=result.counts[name])
+            ForeignGate(
+                name=titles[name],
+                path=paths[name],
+                parent=paths[parents[name]],
+                gate=gate,
+                count=result.counts[name],
+            )
         )
     return ForeignStrategy(
         source=result.template.template.id,
@@ -106,10 +110,24 @@ def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> Fore
     )
 
 
-def _path(name: str, parents: Mapping[str, str], paths: dict[str, str]) -> str:
-    if name not in paths:
-        paths[name] = f"{_path(parents[name], parents, paths)}/{name}"
-    return paths[name]
+def _paths(parents: Mapping[str, str], titles: Mapping[str, str]) -> dict[str, str]:
+    """Return each population's path of titles; a title that is there already gets a number."""
+    paths = {ROOT: ""}
+    used: set[str] = set()
+
+    def path(name: str) -> str:
+        if name not in paths:
+            wanted = found = f"{path(parents[name])}/{titles[name].replace('/', '∕')}"
+            number = 2
+            while found in used:
+                found, number = f"{wanted} #{number}", number + 1
+            used.add(found)
+            paths[name] = found
+        return paths[name]
+
+    for name in parents:
+        path(name)
+    return paths
 
 
 def _matrix_of(source: EventSource, fcs: FcsFile) -> tuple[str, dict[str, Matrix]]:

@@ -61,7 +61,7 @@ def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
     from flowmrd.gating.interop.opencyto import convert
     from flowmrd.gating.template import load_template
 
-    text, findings = convert(data, name)
+    text, findings = convert(data, name, fcs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "opencyto.toml"
         path.write_text(text, encoding="utf-8")
@@ -71,14 +71,18 @@ def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
     result = apply_template(source, template)
     strategy = strategy_of(result, source, fcs)
     # The converter keeps a row that has no counterpart as a population that counts nothing; here it is no gate.
-    lost = {row.name for row in template.population if row.purpose.startswith("NOT MAPPED")}
+    lost = {
+        one.path
+        for row, one in zip(template.population, strategy.gates, strict=True)
+        if row.purpose.startswith("NOT MAPPED")
+    }
     return replace(
         strategy,
         source=name,
         kind="openCyto",
-        gates=tuple(replace(one, count=None) for one in strategy.gates if one.name not in lost),
+        gates=tuple(replace(one, count=None) for one in strategy.gates if one.path not in lost),
         findings=(*findings, *panel.findings, *result.findings),
-        unread=frozenset(one.path for one in strategy.gates if one.name in lost),
+        unread=frozenset(lost),
     )
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.events import EventSource, MarkerSpec, resolve_panel
 from flowmrd.errors import InputError, Level, QcFinding
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.interop.document import ForeignStrategy
@@ -33,13 +38,18 @@ Param = float | str | int | tuple[float, ...] | tuple[str, ...] | dict[str, floa
 
 # What openCyto's own scales end at: scatter of 18 bits, flowCore's logicle, and FlowJo's biexponential channels.
 _SCATTER_TOP, _LOGICLE_TOP, _CHANNEL_TOP = 262144.0, 4.5, 4096.0
-# The scales that the CSV does not state; the logicle's are the usual defaults (Parks et al. 2006).
-_LOGICLE = {"kind": "logicle", "T": "range", "W": 0.5, "M": 4.5, "A": 0.0}
-_LINEAR = {"kind": "linear", "T": "range", "A": 0.0}
+# The scales that the CSV does not state. Its users estimate a logicle from a file, as is done here where one is given;
+# otherwise the width is that of our own templates, wide enough that the negatives stay one peak.
+_DECADES, _WIDTH, _WIDTHS = 4.5, 1.0, (0.5, 2.0)
+_LINEAR: Mapping[str, str | float] = {"kind": "linear", "T": "range", "A": 0.0}
+# The share of the negative values that the estimate leaves below the display.
+_BELOW_DISPLAY = 0.05
 _SCATTER = re.compile(r"^(?:[A-Z]*[-_ ]?)?(?:FSC|SSC|FS|SS)(?:$|[^A-Z])|^(?:FS|SS) ", re.IGNORECASE)
 _TIME = re.compile(r"^time$", re.IGNORECASE)
 # flowClust fits Student-t components with four degrees of freedom unless told otherwise.
 _FLOWCLUST_DEGREES = 4.0
+# Populations that polyFunctions combines: 32 combinations.
+_MAX_FUNCTIONS = 5
 
 
 class _Unmapped(Exception):  # noqa: N818 - becomes a finding, never leaves this module
@@ -57,7 +67,7 @@ class _Row:
     dims: tuple[str, ...]
     method: str
     args: str
-    grouped: bool
+    collapsed: bool
     ignored: tuple[str, ...]
 
 
@@ -66,6 +76,7 @@ class _Population:
     """One row of the template to be written."""
 
     name: str
+    title: str
     parent: str
     method: str
     channels: tuple[str, ...]
@@ -112,13 +123,14 @@ def read_strategy(
     )
 
 
-def convert(data: bytes, name: str) -> tuple[str, tuple[QcFinding, ...]]:
+def convert(data: bytes, name: str, fcs: FcsFile | None = None) -> tuple[str, tuple[QcFinding, ...]]:
     """Turn an openCyto CSV into the text of a flowmrd template.
 
     Parameters
     ----------
     data : the CSV's bytes
     name : its file name, for messages and the template's id
+    fcs : a file to take the logicles' widths from
 
     Returns
     -------
@@ -129,19 +141,48 @@ def convert(data: bytes, name: str) -> tuple[str, tuple[QcFinding, ...]]:
     ------
     InputError
         It is not an openCyto template.
+    PanelMismatchError
+        The file does not have the channels that the rows name.
     """
     rows = _rows(data, name)
     building = _Building(name=name)
     for row in rows:
         _add(building, row)
+    widths = {} if fcs is None else _widths([m for m in building.channels.values() if not _linear(m)], name, fcs)
     if any(not _linear(marker) for marker in building.channels.values()):
+        own = ", ".join(f"{marker} {width:g}" for marker, width in widths.items())
         building.note(
             Level.INFO,
             "OPENCYTO_SCALE",
-            "openCyto templates do not state scales; fluorescence got logicle with W = 0.5, M = 4.5: check it.",
+            "openCyto templates do not state scales; fluorescence got logicle with M = 4.5 and "
+            + (f"W from the file's negative values ({own})" if own else f"W = {_WIDTH:g}")
+            + ": check it.",
             "channel",
         )
-    return _toml(building), tuple(building.findings)
+    return _toml(building, widths), tuple(building.findings)
+
+
+def _widths(markers: Sequence[str], name: str, fcs: FcsFile) -> dict[str, float]:
+    """Estimate logicle widths as openCyto's users do: from a low quantile r of the compensated negative values.
+
+    `W = (M - log10(T / |r|)) / 2` (Parks et al. 2006).
+    """
+    specs = [MarkerSpec(marker=marker, aliases=(marker,), transform=dict(_LINEAR)) for marker in markers]
+    source = EventSource(fcs, resolve_panel(specs, fcs.channels, tube=name), specs, spillover=fcs.spillover)
+    negative: dict[str, list[NDArray[np.float64]]] = {marker: [] for marker in markers}
+    for _, block in source.blocks(markers):
+        for marker in markers:
+            values = block.linear(marker)
+            negative[marker].append(values[values < 0.0])
+    found = {}
+    for marker, parts in negative.items():
+        values = np.concatenate(parts) if parts else np.empty(0)
+        if values.size == 0:
+            continue
+        top = float(source.panel.channels[marker].range)
+        width = (_DECADES - math.log10(top / -float(np.quantile(values, _BELOW_DISPLAY)))) / 2.0
+        found[marker] = round(min(max(width, _WIDTHS[0]), _WIDTHS[1]), 2)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- the CSV
@@ -188,7 +229,7 @@ def _rows(data: bytes, name: str) -> list[_Row]:
                 dims=tuple(part.strip() for part in given.get("dims", "").split(",") if part.strip()),
                 method=given["gating_method"],
                 args=given.get("gating_args", ""),
-                grouped=given.get("collapseDataForGating", "").upper() in {"TRUE", "T"} or bool(given.get("groupBy")),
+                collapsed=given.get("collapseDataForGating", "").upper() in {"TRUE", "T"},
                 ignored=tuple(column for column in _NOT_CARRIED if given.get(column)),
             )
         )
@@ -289,33 +330,38 @@ def _value(tokens: Sequence[tuple[str, str]], place: int, depth: int) -> tuple[V
 
 def _add(building: _Building, row: _Row) -> None:
     where = f"row {row.number} ({row.alias})"
-    if row.grouped:
+    if row.collapsed:
         building.note(
             Level.WARNING,
             "OPENCYTO_NOT_CARRIED",
-            f"{row.alias} was gated on several samples together (collapseDataForGating, groupBy); here each by itself.",
+            f"{row.alias} was gated on several samples together (collapseDataForGating); here on each by itself.",
             where,
         )
     for column in row.ignored:
         building.note(
             Level.WARNING, "OPENCYTO_NOT_CARRIED", f"{column} of {row.alias} has no counterpart and is left out.", where
         )
-    parent = _resolve(building, row.parent)
-    made: list[str] = []
-    try:
-        if parent is None:
-            raise _Unmapped(f"its parent {row.parent} is not there")  # noqa: TRY301
-        made = _place(building, row, parent)
-    except (_Unmapped, ValueError) as error:
-        building.note(
-            Level.WARNING,
-            "OPENCYTO_NOT_MAPPED",
-            f"{row.alias} ({row.method}) could not be mapped and counts nothing: {error}.",
-            where,
-        )
-        for label in _labels(row):
-            if _path(row.parent, label) not in building.paths:
-                made.append(_nothing(building, row, parent or _ROOT, label, str(error)))
+    # A row may name several parents and stands under each of them.
+    for one in (replace(row, parent=name) for name in _listed(row.parent) or (_ROOT,)):
+        parent = _resolve(building, one.parent)
+        try:
+            if parent is None:
+                raise _Unmapped(f"its parent {one.parent} is not there")  # noqa: TRY301
+            _place(building, one, parent)
+        except (_Unmapped, ValueError) as error:
+            building.note(
+                Level.WARNING,
+                "OPENCYTO_NOT_MAPPED",
+                f"{row.alias} ({row.method}) could not be mapped and counts nothing: {error}.",
+                where,
+            )
+            for label in _labels(one):
+                if _path(one.parent, label) not in building.paths:
+                    _nothing(building, one, parent or _ROOT, label, str(error))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part for piece in text.split(",") if (part := piece.strip(" '\"")))
 
 
 def _nothing(building: _Building, row: _Row, parent: str, label: str, why: str) -> str:
@@ -327,6 +373,7 @@ def _nothing(building: _Building, row: _Row, parent: str, label: str, why: str) 
         row.parent,
         _Population(
             name="",
+            title="",
             parent=parent,
             method="interval",
             channels=(marker,),
@@ -374,36 +421,34 @@ def _emit(building: _Building, label: str, parent_path: str, one: _Population) -
     while name in taken:
         name = f"{base}_{number}"
         number += 1
-    building.populations.append(
-        _Population(
-            name=name,
-            parent=one.parent,
-            method=one.method,
-            channels=one.channels,
-            params=one.params,
-            purpose=one.purpose,
-            clean_up=one.clean_up,
-        )
-    )
-    parent = next((path for path, known in building.paths.items() if known == one.parent), "")
-    building.paths.setdefault(_path(parent if one.parent != _ROOT else "", label), name)
+    building.populations.append(replace(one, name=name, title=label))
+    # openCyto's own path: helpers that stand between a population and the parent of its row are not part of it.
+    parent = _resolve(building, parent_path)
+    above = next((path for path, known in building.paths.items() if known == parent), "")
+    building.paths.setdefault(_path(above, label), name)
     if parent_path.strip("/") not in {"", _ROOT}:
         building.paths.setdefault(_path(parent_path, label), name)
     return name
 
 
-def _signs(pop: str) -> tuple[str, ...]:
+def _signs(row: _Row) -> tuple[str, ...]:
     """Return `+`, `-` or `+/-` for each axis of a `pop` pattern; names between the signs are ignored."""
+    pop = row.pop
+    # Older templates repeat the names; those with a dash (HLA-DR) must not be taken for signs.
+    for dim in row.dims:
+        pop = re.sub(re.escape(dim), " ", pop, flags=re.IGNORECASE)
     signs = re.findall(r"\+/-|[+-](?=$|[^\w\s]|[A-Za-z]|\s)", pop)
     return tuple(signs) or ("+",)
 
 
 def _labels(row: _Row) -> list[str]:
     """Return the names of the populations that a row makes."""
-    aliases = [alias.strip() for alias in row.alias.split(",")]
+    aliases = _listed(row.alias)
     sides = _sides(row)
-    if len(aliases) == len(sides) and row.alias != "*":
-        return aliases
+    # All four quadrants of two cuts are named after their axes, whatever the alias says; openCyto does so too.
+    four = len(sides) > 1 and len(sides[0]) > 1 and row.pop != "*"
+    if len(aliases) == len(sides) and row.alias != "*" and not four:
+        return list(aliases)
     if len(sides) == 1 and row.alias != "*":
         return [row.alias]
     names = row.dims if len(row.dims) == len(sides[0]) else (row.dims[:1] or (row.alias,))
@@ -411,49 +456,76 @@ def _labels(row: _Row) -> list[str]:
 
 
 def _sides(row: _Row) -> list[tuple[str, ...]]:
+    if row.pop == "*":
+        # Every gate that the method yields: of quadrants clockwise from the upper left.
+        return [("-", "+"), ("+", "+"), ("+", "-"), ("-", "-")] if len(row.dims) == 2 else [("+",)]
     sides: list[tuple[str, ...]] = [()]
-    for sign in _signs(row.pop):
+    for sign in _signs(row):
         sides = [(*side, one) for side in sides for one in (("+", "-") if sign == "+/-" else (sign,))]
     return sides
 
 
-_ONE_D = {"mindensity", "mindensity2", "tailgate", "quantileGate", "flowClust", "flowClust.1d"}
+_ONE_D = {"mindensity", "mindensity2", "rangegate", "tailgate", "cytokine", "quantilegate", "flowclust", "flowclust.1d"}
+# The names since openCyto 2.0 (less `gate_`), and how each was called before.
+_RENAMED: Mapping[str, str] = {
+    "quantile": "quantilegate",
+    "singlet": "singletgate",
+    "tail": "tailgate",
+    "flowclust_1d": "flowclust.1d",
+    "flowclust_2d": "flowclust.2d",
+    "quad_sequential": "quadgate.seq",
+    "dummy": "dummy_gate",
+}
 
 
-def _place(building: _Building, row: _Row, parent: str) -> list[str]:
-    method = row.method.removeprefix("gate_").removeprefix(".")
-    method = {"quantile": "quantileGate", "singlet": "singletGate", "flowClust_1d": "flowClust.1d"}.get(method, method)
-    method = {"flowClust_2d": "flowClust.2d", "flowclust": "flowClust", "tail": "tailgate"}.get(method, method)
-    sides = _sides(row)
-    if method == "boolGate":
-        return [_boolean(building, row, parent)]
-    if method == "refGate":
-        return _reference(building, row, parent)
+def _method(name: str) -> str:
+    plain = name.casefold().removeprefix("gate_").removeprefix(".")
+    return _RENAMED.get(plain, plain)
+
+
+def _place(building: _Building, row: _Row, parent: str) -> None:
+    method = _method(row.method)
+    if method == "boolgate":
+        _boolean(building, row, parent)
+        return
+    if method == "refgate":
+        _reference(building, row, parent)
+        return
+    if method == "polyfunctions":
+        _polyfunctions(building, row, parent)
+        return
     args = parse_args(row.args)
-    if method in {"dummy_gate", "dummy"}:
-        return [_one(building, row, parent, "whole", (), {})]
+    if method == "dummy_gate":
+        _one(building, row, parent, "whole", (), {})
+        return
     if not row.dims:
         raise _Unmapped("it names no dims")
     dims = tuple(_marker(building, dim) for dim in row.dims)
-    if len(dims) == 1 and method in _ONE_D:
-        cut = _cut(building, row, method, args, dims[0])
-        made = []
-        for label, side in zip(_labels(row), sides, strict=True):
-            keep = "above" if side[0] == "+" else "below"
-            made.append(_emit_cut(building, row, parent, label, dims[0], cut, keep))
-        return made
-    if len(dims) == 2 and method in _ONE_D - {"flowClust"} and method != "flowClust.2d":
-        return _quadrants(building, row, parent, dims, method, args)
-    if len(dims) == 2 and method == "flowClust" and len(sides[0]) == 2:
-        return _quadrants(building, row, parent, dims, "flowClust.1d", args)
-    if len(dims) == 2 and method == "singletGate":
-        _unused(building, row, args, ())
-        return _two_d(building, row, parent, "singlet_band", dims, {}, clean_up=True)
-    if len(dims) == 2 and method in {"flowClust", "flowClust.2d"}:
-        return _two_d(building, row, parent, "mixture_2d", dims, _component(building, row, args, dims))
-    if method == "boundary":
-        return _two_d(building, row, parent, "rectangle", dims, _box(building, row, args, dims))
-    raise _Unmapped(f"there is no counterpart of {row.method} on {len(dims)} dims")
+    two = len(dims) == 2
+    if row.pop == "*" and not (two and method in _ONE_D | {"quadgate.seq", "quadrantgate"}):
+        raise _Unmapped("how many populations it yields (pop *) depends on the sample")
+    match method:
+        case "quadgate.seq" if two:
+            _sequential(building, row, parent, dims, args)
+        case "quadrantgate" if two:
+            _quadrants(building, row, parent, dims, "rangegate", args)
+        case _ if len(dims) == 1 and method in _ONE_D:
+            cut = _cut(building, row, method, args, dims[0])
+            for label, side in zip(_labels(row), _sides(row), strict=True):
+                _emit_cut(building, row, parent, label, dims[0], cut, "above" if side[0] == "+" else "below")
+        case "flowclust" | "flowclust.2d" if two and len(_sides(row)[0]) == 1:
+            _two_d(building, row, parent, "mixture_2d", dims, _component(building, row, args, dims))
+        case "flowclust" if two:
+            _quadrants(building, row, parent, dims, "flowclust.1d", args)
+        case _ if two and method in _ONE_D:
+            _quadrants(building, row, parent, dims, method, args)
+        case "singletgate" if two:
+            _unused(building, row, args, ())
+            _two_d(building, row, parent, "singlet_band", dims, {}, clean_up=True)
+        case "boundary":
+            _two_d(building, row, parent, "rectangle", dims, _box(building, row, args, dims))
+        case _:
+            raise _Unmapped(f"there is no counterpart of {row.method} on {len(dims)} dims")
 
 
 def _one(
@@ -473,11 +545,12 @@ def _one(
         row.parent,
         _Population(
             name="",
+            title="",
             parent=parent,
             method=method,
             channels=channels,
             params=params,
-            purpose=f"From openCyto's {row.method}, row {row.number}.",
+            purpose=f"{label or row.alias}: from openCyto's {row.method}, row {row.number}.",
             clean_up=clean_up,
         ),
     )
@@ -492,29 +565,21 @@ def _two_d(
     params: Mapping[str, Param],
     *,
     clean_up: bool = False,
-) -> list[str]:
-    made = []
+) -> None:
     inside = ""
     for label, side in zip(_labels(row), _sides(row), strict=True):
         if len(side) != 1:
             raise _Unmapped(f"pop {row.pop} asks for quadrants of a gate that has none")
         if side[0] == "+":
             inside = _one(building, row, parent, method, dims, params, label=label, clean_up=clean_up)
-            made.append(inside)
             continue
         inside = inside or _one(building, row, parent, method, dims, params, label=f"{label} gate", clean_up=clean_up)
-        made.append(
-            _one(
-                building,
-                row,
-                parent,
-                "boolean",
-                (),
-                {"operator": "and", "populations": (f"!{inside}",)},
-                label=label,
-            )
-        )
-    return made
+        _outside(building, row, parent, inside, label)
+
+
+def _outside(building: _Building, row: _Row, parent: str, inside: str, label: str) -> str:
+    params: Mapping[str, Param] = {"operator": "and", "populations": (f"!{inside}",)}
+    return _one(building, row, parent, "boolean", (), params, label=label)
 
 
 def _emit_cut(
@@ -538,30 +603,55 @@ def _quadrants(
     dims: tuple[str, ...],
     method: str,
     args: Mapping[str, Value],
-) -> list[str]:
+) -> None:
     """Two cuts on the parent, and the quadrants that `pop` asks for."""
+    _two_signs(row)
+    lenders = []
+    for dim, spelled in zip(dims, row.dims, strict=True):
+        found = building.paths.get(_path(row.parent, f"{spelled}+"))
+        if found is None or not any(
+            one.name == found and one.channels == (dim,) and "keep" in one.params for one in building.populations
+        ):
+            cut = _cut(building, row, method, args, dim)
+            found = _emit_cut(building, row, parent, f"{spelled}+", dim, cut, "above")
+        lenders.append(found)
+    _cross(building, row, parent, dims, (f"{lenders[0]}.cut", f"{lenders[1]}.cut"))
+
+
+def _two_signs(row: _Row) -> None:
     sides = _sides(row)
     if any(len(side) != 2 for side in sides):
         raise _Unmapped(f"pop {row.pop} names {len(sides[0])} sides for two dims")
-    lenders = []
-    for dim in dims:
-        found = building.paths.get(_path(row.parent, f"{dim}+"))
-        if found is None or not any(one.name == found and "keep" in one.params for one in building.populations):
-            cut = _cut(building, row, method, args, dim)
-            found = _emit_cut(building, row, parent, f"{dim}+", dim, cut, "above")
-        lenders.append(found)
-    return [
-        _one(
-            building,
-            row,
-            parent,
-            "quadrant",
-            dims,
-            {"x": f"{lenders[0]}.cut", "y": f"{lenders[1]}.cut", "quadrant": "".join(side)},
-            label=label,
-        )
-        for label, side in zip(_labels(row), sides, strict=True)
-    ]
+
+
+def _cross(building: _Building, row: _Row, parent: str, dims: tuple[str, ...], cuts: tuple[str, str]) -> None:
+    for label, side in zip(_labels(row), _sides(row), strict=True):
+        params: Mapping[str, Param] = {"x": cuts[0], "y": cuts[1], "quadrant": "".join(side)}
+        _one(building, row, parent, "quadrant", dims, params, label=label)
+
+
+def _sequential(building: _Building, row: _Row, parent: str, dims: tuple[str, ...], args: Mapping[str, Value]) -> None:
+    """One axis is cut on the parent, the other in each half by itself."""
+    _two_signs(row)
+    within = args.get("gFunc", args.get("gfunc"))
+    method = _method(within) if isinstance(within, str) else ""
+    if method not in _ONE_D:
+        raise _Unmapped(f"its gFunc {within!r} is no cut on one axis that is known here")
+    building.note(
+        Level.WARNING,
+        "OPENCYTO_ASSUMED",
+        f"{row.alias} leaves to the sample which axis is cut first; {row.dims[0]} is.",
+        f"row {row.number} ({row.alias})",
+    )
+    rest = {key: value for key, value in args.items() if key not in {"gFunc", "gfunc"}}
+    first = _cut(building, row, method, rest, dims[0])
+    second = _cut(building, row, method, rest, dims[1])
+    halves: dict[str, str] = {}
+    for label, (x, y) in zip(_labels(row), _sides(row), strict=True):
+        if x not in halves:
+            keep = "above" if x == "+" else "below"
+            halves[x] = _emit_cut(building, row, parent, f"{row.dims[0]}{x}", dims[0], first, keep)
+        _emit_cut(building, row, halves[x], label, dims[1], second, "above" if y == "+" else "below")
 
 
 def _cut(
@@ -569,11 +659,11 @@ def _cut(
 ) -> tuple[str, Mapping[str, Param]]:
     """Return our method for one axis and its parameters, without the side to keep."""
     match method:
-        case "mindensity" | "mindensity2":
+        case "mindensity" | "mindensity2" | "rangegate":
             _unused(building, row, args, ("gate_range", "min", "max"))
             search = _range(building, row, args, dim)
             return "valley", {} if search is None else {"search": search}
-        case "tailgate":
+        case "tailgate" | "cytokine":
             _unused(building, row, args, ("gate_range", "tol", "side", "min", "max"))
             tolerance = _number(args, "tol", 0.01)
             if not 0 < tolerance < 1:
@@ -589,7 +679,7 @@ def _cut(
                 "distance": distance,
                 **({} if search is None else {"search": search}),
             }
-        case "quantileGate":
+        case "quantilegate":
             _unused(building, row, args, ("probs", "0"))
             quantile = _number(args, "probs", _number(args, "0", 0.999))
             if not 0 <= quantile <= 1:
@@ -627,7 +717,9 @@ def _components(building: _Building, row: _Row, args: Mapping[str, Value], missi
 
 
 def _component(building: _Building, row: _Row, args: Mapping[str, Value], dims: tuple[str, ...]) -> Mapping[str, Param]:
-    _unused(building, row, args, ("K", "target", "quantile", "nu"))
+    _unused(building, row, args, ("K", "target", "quantile", "nu", "transitional"))
+    if args.get("transitional") is True:
+        raise _Unmapped("a transitional gate has no counterpart")
     components = _components(building, row, args, 2)
     content = _number(args, "quantile", 0.9)
     if not 0 < content < 1:
@@ -643,10 +735,9 @@ def _component(building: _Building, row: _Row, args: Mapping[str, Value], dims: 
         params["target"] = tuple(
             _scaled(building, row, value, dim, "target") for value, dim in zip(target, dims, strict=True)
         )
-    elif components == 1:
-        params["target"] = (0.5, 0.5)
-    else:
-        raise _Unmapped("it gives no target, so which component is meant depends on the sample")
+    elif target is not None:
+        raise _Unmapped("its target is not a pair of numbers")
+    # Without a target the component of most events is meant, there and here.
     return params
 
 
@@ -725,51 +816,92 @@ def _scaled(building: _Building, row: _Row, value: Value, dim: str, what: str) -
     return round(value / top, 6)
 
 
-def _reference(building: _Building, row: _Row, parent: str) -> list[str]:
-    """Borrow the cuts of other populations: `refGate` with one path, or two joined by a colon."""
+def _reference(building: _Building, row: _Row, parent: str) -> None:
+    """Borrow the gates of other populations: `refGate` with one path, or two joined by a colon."""
     dims = tuple(_marker(building, dim) for dim in row.dims)
     references = [part.strip() for part in row.args.strip("\"' ").split(":") if part.strip()]
-    found = []
+    named = []
     for reference in references:
         name = _resolve(building, reference)
         one = next((p for p in building.populations if p.name == name), None)
         if one is None:
             raise _Unmapped(f"it refers to {reference}, which is not there")
-        while one.method == "interval" and isinstance(lent := (one.params.get("low") or one.params.get("high")), str):
-            one = next(p for p in building.populations if p.name == lent.partition(".")[0])
-        if len(one.channels) != 1 or "keep" not in one.params:
-            raise _Unmapped(f"{reference} is not a cut on one axis, so it has no value to borrow")
-        found.append(one)
+        named.append(one)
     sides = _sides(row)
-    if len(dims) == 1 and len(found) == 1:
-        return [
-            _one(
-                building,
-                row,
-                parent,
-                "interval",
-                dims,
-                {"low" if side[0] == "+" else "high": f"{found[0].name}.cut"},
-                label=label,
-            )
-            for label, side in zip(_labels(row), sides, strict=True)
-        ]
-    if len(dims) == 2 and len(found) == 2 and all(len(side) == 2 for side in sides):
+    cuts = [_lender(building, one) for one in named]
+    if len(dims) == 1 and len(cuts) == 1 and cuts[0] is not None:
+        for label, side in zip(_labels(row), sides, strict=True):
+            bound: dict[str, Param] = {"low" if side[0] == "+" else "high": f"{cuts[0].name}.cut"}
+            _one(building, row, parent, "interval", dims, bound, label=label)
+    elif len(dims) == 2 and len(cuts) == 2 and all(len(side) == 2 for side in sides) and None not in cuts:
+        found = [one for one in cuts if one is not None]
         by_dim = {one.channels[0]: one for one in found}
         x, y = (by_dim.get(dim, one) for dim, one in zip(dims, found, strict=True))
-        return [
-            _one(
+        _cross(building, row, parent, dims, (f"{x.name}.cut", f"{y.name}.cut"))
+    elif len(named) == 1 and all(len(side) == 1 for side in sides):
+        _same_gate(building, row, parent, named[0])
+    else:
+        lacking = next((reference for reference, cut in zip(references, cuts, strict=True) if cut is None), None)
+        if lacking is not None:
+            raise _Unmapped(f"{lacking} is not a cut on one axis, so it has no value to borrow")
+        raise _Unmapped(f"{len(named)} references for {len(dims)} dims")
+
+
+def _lender(building: _Building, one: _Population) -> _Population | None:
+    """Return the population that found the cut which this one uses, if it is a cut on one axis."""
+    while one.method == "interval" and isinstance(lent := (one.params.get("low") or one.params.get("high")), str):
+        one = next(p for p in building.populations if p.name == lent.partition(".")[0])
+    return one if len(one.channels) == 1 and "keep" in one.params else None
+
+
+def _same_gate(building: _Building, row: _Row, parent: str, one: _Population) -> None:
+    """Apply another population's gate again: a quadrant by its cuts, another outline where its parent holds ours."""
+    up = {other.name: other.parent for other in building.populations}
+    above = parent
+    while above not in {one.parent, _ROOT}:
+        above = up[above]
+    if one.method != "quadrant" and above != one.parent:
+        raise _Unmapped(f"the outline of {one.title} cannot be used outside the population that it was found in")
+    for label, side in zip(_labels(row), _sides(row), strict=True):
+        if one.method == "quadrant":
+            inside = _one(
                 building,
                 row,
                 parent,
                 "quadrant",
-                dims,
-                {"x": f"{x.name}.cut", "y": f"{y.name}.cut", "quadrant": "".join(side)},
-                label=label,
+                one.channels,
+                one.params,
+                label=label if side[0] == "+" else f"{label} gate",
             )
-            for label, side in zip(_labels(row), sides, strict=True)
-        ]
-    raise _Unmapped(f"{len(found)} references for {len(dims)} dims")
+            if side[0] == "-":
+                _outside(building, row, parent, inside, label)
+        elif side[0] == "+":
+            _one(building, row, parent, "boolean", (), {"operator": "and", "populations": (one.name,)}, label=label)
+        else:
+            _outside(building, row, parent, one.name, label)
+
+
+def _polyfunctions(building: _Building, row: _Row, parent: str) -> None:
+    """Every combination of being in some populations and out of the others."""
+    references = [part.strip() for part in row.args.strip("\"' ").split(":") if part.strip()]
+    if not 1 <= len(references) <= _MAX_FUNCTIONS:
+        raise _Unmapped(f"{len(references)} populations are combined, 1 … {_MAX_FUNCTIONS} can be")
+    names = []
+    for reference in references:
+        name = _resolve(building, reference)
+        if name is None or name == _ROOT:
+            raise _Unmapped(f"it refers to {reference}, which is not there")
+        names.append(name)
+    for signs in itertools.product("+-", repeat=len(names)):
+        label = "".join(
+            f"{reference.rpartition('/')[2].rstrip('+')}{sign}"
+            for reference, sign in zip(references, signs, strict=True)
+        )
+        params: Mapping[str, Param] = {
+            "operator": "and",
+            "populations": tuple(name if sign == "+" else f"!{name}" for name, sign in zip(names, signs, strict=True)),
+        }
+        _one(building, row, parent, "boolean", (), params, label=label)
 
 
 def _boolean(building: _Building, row: _Row, parent: str) -> str:
@@ -807,7 +939,7 @@ def _literal(value: object) -> str:
     return repr(value)
 
 
-def _toml(building: _Building) -> str:
+def _toml(building: _Building, widths: Mapping[str, float]) -> str:
     stem = building.name.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or building.name
     identity = re.sub(r"[^a-z0-9]+", "-", stem.casefold()).strip("-") or "opencyto"
     lines = [
@@ -821,11 +953,18 @@ def _toml(building: _Building) -> str:
     ]
     for marker in building.channels.values():
         role = "time" if _TIME.match(marker) else "scatter" if _linear(marker) else "fluor"
-        scale = _LINEAR if _linear(marker) else _LOGICLE
+        scale = (
+            _LINEAR
+            if _linear(marker)
+            else {"kind": "logicle", "T": "range", "W": widths.get(marker, _WIDTH), "M": _DECADES, "A": 0.0}
+        )
         lines += ["[[channel]]", f"marker = {_literal(marker)}", f'role = "{role}"', f"aliases = [{_literal(marker)}]"]
         lines += ["transform = { " + ", ".join(f"{key} = {_literal(value)}" for key, value in scale.items()) + " }", ""]
     for one in building.populations:
-        lines += ["[[population]]", f"name = {_literal(one.name)}", f"parent = {_literal(one.parent)}"]
+        lines += ["[[population]]", f"name = {_literal(one.name)}"]
+        if one.title != one.name:
+            lines.append(f"title = {_literal(one.title)}")
+        lines.append(f"parent = {_literal(one.parent)}")
         lines += [f"method = {_literal(one.method)}"]
         if one.channels:
             lines.append(f"channels = {_literal(one.channels)}")
