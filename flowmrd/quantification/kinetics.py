@@ -423,6 +423,7 @@ class Kinetics:
     early_recovery_within_180d: bool | None
     copies_cmax: float | None
     copies_tmax: float | None
+    copies_auc0_28_linear: float | None
     flags: str
 
 
@@ -551,6 +552,14 @@ def course_kinetics(
         early_recovery_within_180d=early_loss if aplasia else None,
         copies_cmax=top[1] if top else None,
         copies_tmax=top[0] if top and top[1] else None,
+        copies_auc0_28_linear=_value(
+            area_under_curve(
+                copies,
+                to_day=rule.auc[0].to_day,
+                complete_from=rule.auc[0].complete_from,
+                method=Trapezoid.LINEAR,
+            )
+        ),
         flags="|".join(sorted(flags)),
     )
     rows = tuple(_visit_row(one, subject, course, rule, car_rules or load_car_rules()) for one in ordered)
