@@ -138,6 +138,6 @@ def test_a_product_of_estimates_is_as_wide_as_both_errors_together() -> None:
     low, high = product_interval(0.2, (0.18, 0.22), 100.0, (90.0, 110.0))
     assert low == pytest.approx(20 * (1 - (0.1**2 + 0.1**2) ** 0.5))
     assert high == pytest.approx(20 * (1 + (0.1**2 + 0.1**2) ** 0.5))
-    assert product_interval(0.0, (0.0, 0.01), 100.0, (90.0, 110.0)) == (0.0, pytest.approx(1.1))
+    assert product_interval(0.0, (0.0, 0.01), 100.0, (90.0, 110.0)) == pytest.approx((0.0, 1.1))
     with pytest.raises(QuantificationError, match="divisor above 0"):
         quotient_interval(0.1, (0.0, 0.2), 1.0, (0.0, 2.0))

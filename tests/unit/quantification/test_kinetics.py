@@ -37,7 +37,8 @@ def codes(samples: list[Sample]) -> list[str]:
 
 def test_a_value_below_its_lod_is_zero_and_one_at_it_counts() -> None:
     found = course_kinetics(series((7, 0.19), (14, 0.2)), subject="S").kinetics
-    assert (found.cmax, found.tmax, found.auc0_28_linear) == (0.2, 14, pytest.approx(0.7))
+    assert (found.cmax, found.tmax) == (0.2, 14)
+    assert found.auc0_28_linear == pytest.approx(0.7)
 
 
 def test_the_day_of_the_peak_is_the_first_of_equal_ones() -> None:
@@ -113,7 +114,8 @@ def test_peak_and_area_scale_with_the_counts_and_the_half_life_does_not(values: 
 def test_an_exact_exponential_gives_its_half_life() -> None:
     found = course_kinetics(series((10, 512), (20, 256), (30, 128), (40, 64)), subject="S").kinetics
     assert found.half_life_days == pytest.approx(10)
-    assert (found.adj_r2, found.lambda_z_points) == (pytest.approx(1), 3)
+    assert found.adj_r2 == pytest.approx(1)
+    assert found.lambda_z_points == 3
 
 
 def test_two_points_after_the_peak_give_no_slope() -> None:
@@ -266,4 +268,5 @@ def test_memory_shares_and_copies_are_in_the_rows_of_samples() -> None:
         day=10, car_per_ul=5, lod_per_ul=0.2, copies_per_ug=34_700, memory_shares=(("naive", 0.1), ("temra", None))
     )
     (row,) = course_kinetics([sample], subject="S").visits
-    assert (row.naive, row.temra, row.copies_per_cell) == (0.1, None, pytest.approx(0.22902))
+    assert (row.naive, row.temra) == (0.1, None)
+    assert row.copies_per_cell == pytest.approx(0.22902)
