@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import MarkerSpec, Role, resolve_panel
-from flowmrd.errors import Level, PanelMismatchError, QcFinding
+from flowmrd.errors import GatingError, Level, PanelMismatchError, QcFinding
 from flowmrd.fcs import Channel, ChannelKind, FcsFile
 from flowmrd.fcs.fcsfile import channel_kind
 from flowmrd.gating.gates import (
@@ -26,6 +26,7 @@ from flowmrd.gating.gates import (
     Ellipsoid,
     Gate,
     Intervals,
+    MemberList,
     Nothing,
     Polygon,
     Rectangle,
@@ -519,6 +520,8 @@ def _row(
         case Nothing():
             first = next(iter(markers.values())).name if markers else "Time"
             return "interval", (first,), {"low": 0.0, "high": 0.0}
+        case MemberList():
+            raise GatingError("a list of events has no place in a template")
 
 
 def _sides(sides: Iterable[tuple[str, float, float]]) -> tuple[str, tuple[str, ...], dict[str, object]]:

@@ -26,6 +26,7 @@ from flowmrd.gating.gates import (
     Ellipsoid,
     Gate,
     Intervals,
+    MemberList,
     Nothing,
     Polygon,
     Rectangle,
@@ -81,11 +82,18 @@ def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> Fore
             key=marker, channel=source.panel.channels[marker].pnn, compensation=compensation, scale=name
         )
     gates = []
+    findings = []
+    unread = []
     parents = {row.name: row.parent for row in result.template.population}
     titles = {row.name: row.title or row.name for row in result.template.population}
     paths = _paths(parents, titles)
     for name in parents:
         gate = result.placed[name].gate
+        if isinstance(gate, MemberList):
+            unread.append(paths[name])
+            message = f"{titles[name]} is left out: it lists {gate.count:,} events that no outline holds."
+            findings.append(QcFinding(level=Level.WARNING, code="GATE_LEFT_OUT", message=message, where=paths[name]))
+            continue
         if isinstance(gate, Boolean):
             gate = Boolean(
                 operator=gate.operator, operands=tuple((paths[other], flag) for other, flag in gate.operands)
@@ -107,6 +115,8 @@ def strategy_of(result: GatingResult, source: EventSource, fcs: FcsFile) -> Fore
         matrices=matrices,
         gates=tuple(gates),
         events=source.event_count,
+        findings=tuple(findings),
+        unread=frozenset(unread),
     )
 
 
@@ -449,8 +459,9 @@ def write_gatingml(strategy: ForeignStrategy) -> bytes:
         A gate cannot be written with the same members.
     """
     data, findings = export_gatingml(strategy)
-    if findings:
-        raise ExportError("; ".join(one.message for one in findings))
+    lost = [one for one in strategy.findings if one.where in strategy.unread]
+    if lost or findings:
+        raise ExportError("; ".join(one.message for one in (*lost, *findings)))
     return data
 
 

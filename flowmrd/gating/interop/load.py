@@ -81,8 +81,8 @@ def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
         source=name,
         kind="openCyto",
         gates=tuple(replace(one, count=None) for one in strategy.gates if one.path not in lost),
-        findings=(*findings, *panel.findings, *result.findings),
-        unread=frozenset(lost),
+        findings=(*findings, *panel.findings, *result.findings, *strategy.findings),
+        unread=strategy.unread | lost,
     )
 
 

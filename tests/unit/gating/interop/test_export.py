@@ -14,7 +14,18 @@ from flowmrd.cytometry.transforms import Biex, Bounded, Logicle
 from flowmrd.errors import ExportError
 from flowmrd.fcs import Channel, FcsFile, Spillover, read_fcs, write_fcs
 from flowmrd.gating.engine import GatingResult, apply_template
-from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, Nothing, Polygon, Rectangle, Whole
+from flowmrd.gating.gates import (
+    Boolean,
+    Ellipsoid,
+    Gate,
+    Intervals,
+    MemberList,
+    Nothing,
+    Polygon,
+    Rectangle,
+    Whole,
+    member_list,
+)
 from flowmrd.gating.interop.as_template import ConvertedTemplate, to_template
 from flowmrd.gating.interop.document import (
     FROM_FILE,
@@ -48,6 +59,25 @@ def test_every_shipped_template_as_placed_reads_back_with_identical_members(
     round_trip(make_tube(name, events=20_000), name, tmp_path)
 
 
+def test_a_list_of_events_and_what_needs_it_are_left_out_with_their_reason(make_tube: Make) -> None:
+    fcs = read_fcs(make_tube("ball-mrd-10c", events=2_000))
+    template = find_template("ball-mrd-10c")
+    panel = resolve_panel(template.channel, fcs.channels, tube="t")
+    source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
+    result = apply_template(source, template)
+    row = next(row for row in template.population if any(other.parent == row.name for other in template.population))
+    chosen = member_list(np.arange(fcs.event_count) % 7 == 0)
+    result.placed[row.name] = replace(result.placed[row.name], gate=chosen)
+    placed = strategy_of(result, source, fcs)
+    _, findings = export_gatingml(placed)
+    told = {one.where.rpartition("/")[2]: one.message for one in (*placed.findings, *findings)}
+    assert told[row.name] == f"{row.name} is left out: it lists {chosen.count:,} events that no outline holds."
+    child = next(other.name for other in template.population if other.parent == row.name)
+    assert told[child] == f"Gate {child} is left out: it needs /{row.name}."
+    with pytest.raises(ExportError, match=r"that no outline holds\.; Gate"):
+        write_gatingml(placed)
+
+
 def test_a_template_placed_on_a_real_marrow_reads_back_with_identical_members(shared_fcs: Path, tmp_path: Path) -> None:
     round_trip(shared_fcs / "ball_mrd_real" / "47333tubeB10001.fcs", "aieop-bfm-syto", tmp_path)
 
@@ -63,13 +93,20 @@ def round_trip(path: Path, name: str, folder: Path) -> None:
     result = apply_template(source, template)
     # Members that agree because there are none would prove nothing.
     assert sum(count > 0 for count in result.counts.values()) > 0.6 * len(result.counts)
-    data = write_gatingml(strategy_of(result, source, fcs))
-    assert data == write_gatingml(strategy_of(result, source, fcs))
+    placed = strategy_of(result, source, fcs)
+    data, findings = export_gatingml(placed)
+    assert data == export_gatingml(strategy_of(result, source, fcs))[0]
     again = read_gatingml(data, "export.xml")
     evaluation = evaluate(again, fcs)
     ours = {one.name: evaluation.memberships.mask(one.path) for one in again.gates}
-    for population in result.counts:
+    for population in ours:
         assert np.array_equal(ours[population], result.memberships.mask(population)), population
+    # Only lists of events, and what is made of them, have no place there; each is said.
+    lacking = set(result.counts) - set(ours)
+    assert {one.where.rpartition("/")[2] for one in (*placed.findings, *findings)} == lacking
+    lists = {row for row, one in result.placed.items() if isinstance(one.gate, MemberList)}
+    assert lists <= lacking
+    assert bool(lists) == bool(lacking)
     document = folder / "export.xml"
     document.write_bytes(data)
     sample = flowkit.Sample(str(path), sample_id="x", ignore_offset_error=True, subsample=1)
