@@ -192,7 +192,7 @@ def subjects_from_rows(rows: Iterable[Mapping[str, str]], *, source: str = "tabl
     Parameters
     ----------
     rows : `patient_id` (or `id`), `remission` (1 or 0), `remission_day`, `relapse_day`, `death_day`, `allosct_day`,
-        `last_contact_day`; an empty cell is not or never. `mrd_relapse_day`, `failure_day` may be there
+        `last_contact_day`; an empty cell is not or never
 
     Raises
     ------
@@ -224,8 +224,8 @@ def subjects_from_rows(rows: Iterable[Mapping[str, str]], *, source: str = "tabl
                 remission=answer == "1",
                 remission_day=day("remission_day"),
                 relapse_day=relapse,
-                mrd_relapse_day=day("mrd_relapse_day"),
-                failure_day=day("failure_day"),
+                mrd_relapse_day=None,
+                failure_day=None,
                 allosct_day=day("allosct_day"),
                 death_day=death,
                 followed_to=death if death is not None else max(known, default=None),

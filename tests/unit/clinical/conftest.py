@@ -81,8 +81,22 @@ def draw_cohort(folder: Path, *, patients: int = 24, seed: int = 5) -> None:
         dose = rng.choice([1.6e6, 3e6, 5e6, 9e6, 1.5e7])
         days = rng.choice(["-5;-4;-3;-2"] * 9 + ["-5;-4;-3"])
         baseline.append(
-            [name, "Y", rng.randint(2, 24), rng.choice("FM"), weight, f"{dose:.0f}", days, 30, "-3;-2", 500]
-            + [rng.choice("YN"), rng.choice("NNNY"), blasts, rng.choice([0, 200, 15_000, ""])]
+            [
+                name,
+                "Y",
+                rng.randint(2, 24),
+                rng.choice("FM"),
+                weight,
+                f"{dose:.0f}",
+                days,
+                30,
+                "-3;-2",
+                500,
+                rng.choice("YN"),
+                rng.choice("NNNY"),
+                blasts,
+                rng.choice([0, 200, 15000, ""]),
+            ]
         )
         grade = rng.choices([0, 1, 2, 3, 4], [2, 6, 5, 2, 1])[0]
         if grade:
