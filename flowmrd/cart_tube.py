@@ -7,7 +7,7 @@ name: the template says which are meant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -410,17 +410,26 @@ def measure_cart(
     *,
     specimen: Specimen,
     anchor: Anchor | None,
+    markers: Collection[str],
     volume: RecordedVolume,
     verdict: str,
 ) -> CartOutcome:
-    """Turn counts into the rows of an engineered-cell tube."""
+    """Turn counts into the rows of an engineered-cell tube; `markers` are those that the file has."""
     counts, names = gating.counts, template.counts
     findings: list[QcFinding] = [*volume.findings] if specimen.dilution_factor else []
-    car = _car(template, gating, anchor)
+    measured = car_measurement(template)
+    car = None
+    if measured is not None and measured.channel not in markers:
+        text = f"The file has no channel of {measured.channel}: nothing is said about cells that carry it."
+        findings.append(
+            QcFinding(level=Level.WARNING, code="REAGENT_CHANNEL_MISSING", message=text, where=measured.channel)
+        )
+    elif measured is not None:
+        car = _car(measured, gating, anchor)
     absolute, more = _absolute_counts(names, gating, specimen, volume, car)
     findings.extend(more)
     rows: dict[str, tuple[MeasurementRow, str]] = {}
-    b_count = _b_cells(names, gating, absolute)
+    b_count = _b_cells(names, gating, template, absolute)
     for one in template.measurement:
         if one.kind == "car" and car is not None:
             rows[one.analyte] = _fraction_row(key, one, car, verdict, anchor)
@@ -436,6 +445,8 @@ def measure_cart(
             )
         elif one.kind == "car_detected" and car is not None:
             rows[one.analyte] = _detected_row(key, one, car, verdict)
+        elif one.kind in {"car", "car_detected"} or (one.kind == "car_absolute" and car is None):
+            rows[one.analyte] = _not_done_row(key, one, counts)
         elif one.kind == "car_absolute":
             rows[one.analyte] = _absolute_row(key, one, counts, absolute.get(names.car or ""), car, verdict)
         elif one.kind == "aplasia":
@@ -446,10 +457,7 @@ def measure_cart(
     return CartOutcome(rows=rows, findings=tuple(findings), sample=sample)
 
 
-def _car(template: GatingTemplate, gating: GatingResult, anchor: Anchor | None) -> CarResult | None:
-    one = car_measurement(template)
-    if one is None:
-        return None
+def _car(one: Measurement, gating: GatingResult, anchor: Anchor | None) -> CarResult:
     estimate = None
     if anchor is not None and anchor.result is not None:
         found = anchor.result
@@ -542,8 +550,26 @@ class _BCount:
     parent_events: int
 
 
-def _b_cells(names: Counts, gating: GatingResult, absolute: Mapping[str, tuple[AbsoluteCount, ...]]) -> _BCount | None:
-    if names.b_cells is None or names.lymphocytes is None:
+def can_be_found(template: GatingTemplate, gating: GatingResult, name: str) -> bool:
+    """Say whether a population's gate could be placed on the file; one of alternatives is enough."""
+    placed = gating.placed[name]
+    if placed.method == "nothing":
+        return False
+    if placed.method != "boolean":
+        return True
+    choice = next(one for one in template.row(name).choices if one.method == "boolean")
+    needed = [str(one) for one in choice.params["populations"] if not str(one).startswith("!")]
+    found = [can_be_found(template, gating, one) for one in needed]
+    return any(found) if choice.params["operator"] == "or" else all(found)
+
+
+def _b_cells(
+    names: Counts,
+    gating: GatingResult,
+    template: GatingTemplate,
+    absolute: Mapping[str, tuple[AbsoluteCount, ...]],
+) -> _BCount | None:
+    if names.b_cells is None or names.lymphocytes is None or not can_be_found(template, gating, names.b_cells):
         return None
     events, parent = gating.counts[names.b_cells], gating.counts[names.lymphocytes]
     counted = absolute.get(names.b_cells, ())
@@ -621,6 +647,25 @@ def _detected_row(key: Key, one: Measurement, car: CarResult, verdict: str) -> t
     return row, f"CAR-T persistence: {words} (LOD {lod} of {car.parent})" + ("; preliminary" if car.preliminary else "")
 
 
+def _not_done_row(key: Key, one: Measurement, counts: Mapping[str, int]) -> tuple[MeasurementRow, str]:
+    row = _row(
+        key,
+        one,
+        numerator_events=None,
+        denominator_events=counts.get(one.denominator),
+        fraction=None,
+        ci_low=None,
+        ci_high=None,
+        lod_fraction=None,
+        lloq_fraction=None,
+        category=Aplasia.NOT_DONE.value,
+        call=str(Call.REVIEW),
+        value=None,
+        status=_status("", Call.REVIEW),
+    )
+    return row, "CAR-T not evaluable: the file has no channel of the reagent"
+
+
 _PLATFORM_WORDS = {Platform.BEADS: "counting beads", Platform.VOLUME: "recorded volume", Platform.DUAL: "blood count"}
 
 
@@ -678,7 +723,8 @@ def _aplasia_row(
             )
         )
     if state is None or b_cells is None:
-        wording, category, call = "B-cell aplasia not evaluable", Aplasia.NOT_DONE, Call.REVIEW
+        wording = "B-cell aplasia not evaluable: no B-cell marker in this file, or no lymphocytes"
+        category, call = Aplasia.NOT_DONE, Call.REVIEW
     else:
         category, call = (Aplasia.APLASIA, Call.POSITIVE) if state else (Aplasia.NO_APLASIA, Call.NOT_DETECTED)
         head = "B-cell aplasia" if state else "No B-cell aplasia"
@@ -710,7 +756,7 @@ def _row(
     key: Key,
     one: Measurement,
     *,
-    numerator_events: int,
+    numerator_events: int | None,
     denominator_events: int | None,
     fraction: float | None,
     ci_low: float | None,

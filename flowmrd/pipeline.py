@@ -172,7 +172,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         )
     findings.extend(_carry_over(gating, template, source))
     verdict = quality.overall(findings)
-    cart = _cart(acquisition, template, gating, fcs, anchor, verdict)
+    cart = _cart(acquisition, template, gating, fcs, anchor, source.markers, verdict)
     findings.extend(cart.findings)
     measured = [
         (*cart.rows[one.analyte], ())
@@ -294,6 +294,7 @@ def _cart(
     gating: GatingResult,
     fcs: FcsFile,
     anchor: Anchor | None,
+    markers: tuple[str, ...],
     verdict: str,
 ) -> CartOutcome:
     """Rows of engineered cells, absolute counts and B cells, where the template has such."""
@@ -310,6 +311,7 @@ def _cart(
         gating,
         specimen=acquisition.specimen,
         anchor=anchor,
+        markers=markers,
         volume=recorded_volume(fcs.keywords, seconds=acquisition_seconds(fcs.keywords)),
         verdict=verdict,
     )
