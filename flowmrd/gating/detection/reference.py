@@ -130,6 +130,10 @@ def pseudo_diagnoses(
     return out
 
 
+def _some(x: F32, count: int, rng: np.random.Generator) -> F32:
+    return x if len(x) <= count else x[np.sort(rng.choice(len(x), count, replace=False))]
+
+
 def align_marrows(marrows: Sequence[Marrow], patterns: Sequence[tuple[int, ...]], seed: int) -> list[Marrow]:
     """Bring all marrows onto one scale: fit the normals, shift every marrow onto them."""
     first = {p: fit_densities(pools(marrows), p, seed=seed, components=24, events=30_000) for p in patterns}
@@ -161,24 +165,38 @@ class Trial:
 
 def trials(
     model: ScoreModel,
-    calibration: Calibration,
-    features: tuple[int, ...],
+    calibrations: Mapping[tuple[int, ...], Calibration],
     normals: Sequence[Pool],
     blasts: Sequence[Pool],
     *,
     seed: int,
     positives: int,
 ) -> list[Trial]:
-    """Search held-out normals as they are, and with held-out blasts put in at levels from a dozen events to 30 %."""
+    """Search held-out normals as they are, and with held-out blasts put in at levels from a dozen events to 30 %.
+
+    Each normal is searched on all the features that it has and that some blasts have too.
+    """
     rng = np.random.default_rng(seed)
-    plan: list[tuple[Pool, Pool | None, int]] = [(n, None, 0) for n in normals]
-    for i in range(positives):
-        normal, blast = normals[i % len(normals)], blasts[int(rng.integers(len(blasts)))]
+
+    def shared(normal: Pool) -> tuple[tuple[int, ...], list[Pool]]:
+        having = set(pattern_of(normal.x))
+        for pattern in sorted(calibrations, key=lambda p: (-len(p), p)):
+            fitting = [b for b in blasts if set(pattern) <= set(pattern_of(b.x))]
+            if set(pattern) <= having and fitting:
+                return pattern, fitting
+        return (), []
+
+    usable = [(normal, *shared(normal)) for normal in normals]
+    usable = [one for one in usable if one[1]]
+    plan: list[tuple[Pool, tuple[int, ...], Pool | None, int]] = [(n, pattern, None, 0) for n, pattern, _ in usable]
+    for i in range(positives if usable else 0):
+        normal, pattern, fitting = usable[i % len(usable)]
+        blast = fitting[int(rng.integers(len(fitting)))]
         most = min(len(blast.x), int(0.3 * normal.nucleated))
         count = int(np.exp(rng.uniform(np.log(12.0), np.log(max(most, 13)))))
-        plan.append((normal, blast, min(count, len(blast.x))))
+        plan.append((normal, pattern, blast, min(count, len(blast.x))))
     out = []
-    for normal, source, count in plan:
+    for normal, pattern, source, count in plan:
         x, truth = normal.x, np.zeros(len(normal.x), np.bool_)
         if source is not None:
             rows = rng.choice(len(source.x), count, replace=False)
@@ -187,8 +205,8 @@ def trials(
         found: Search = search(
             x,
             model=model,
-            calibration=calibration,
-            features=features,
+            calibration=calibrations[pattern],
+            features=pattern,
             nucleated=normal.nucleated + count,
             seed=seed,
         )
@@ -290,23 +308,18 @@ def learn(
         model = fit_model(seen, patterns, optional, seed + k)
         folds.append((model, unseen))
         for p in unseen:
-            x = p.x if len(p.x) <= 60_000 else p.x[np.sort(rng.choice(len(p.x), 60_000, replace=False))]
+            whole = pattern_of(p.x)
             for pattern in patterns:
-                if set(pattern) <= set(pattern_of(p.x)):
+                if set(pattern) <= set(whole):
+                    # Patterns that only might come are calibrated on fewer events than those that are there.
+                    x = _some(p.x, 60_000 if pattern in present else 20_000, rng)
                     (raw_blast if p.blast else raw_normal)[pattern].append(raw_scores(model, pattern, x))
         say(f"fold {k + 1} of {FOLDS}")
     calibrations = {p: calibrate(raw_normal[p], raw_blast[p]) for p in patterns}
     done: list[Trial] = []
     for k, (model, unseen) in enumerate(folds):
-        main = max(
-            patterns, key=lambda p: sum(set(p) <= set(pattern_of(u.x)) for u in unseen if not u.blast) * 100 + len(p)
-        )
-        normals = [u for u in unseen if not u.blast and set(main) <= set(pattern_of(u.x))]
-        blasts = [u for u in unseen if u.blast and set(main) <= set(pattern_of(u.x))]
-        if normals and blasts:
-            done += trials(
-                model, calibrations[main], main, normals, blasts, seed=seed + k, positives=positives // FOLDS
-            )
+        normals, blasts = [u for u in unseen if not u.blast], [u for u in unseen if u.blast]
+        done += trials(model, calibrations, normals, blasts, seed=seed + k, positives=positives // FOLDS)
         say(f"trials {k + 1} of {FOLDS}")
     judge = fit_judge(done, least=least)
     return (

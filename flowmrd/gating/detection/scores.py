@@ -101,7 +101,7 @@ def fit_trees_to(
 
 
 def fit_densities(
-    pools: Sequence[Pool], features: tuple[int, ...], *, seed: int, components: int = 40, events: int = 72_000
+    pools: Sequence[Pool], features: tuple[int, ...], *, seed: int, components: int = 40, events: int = 60_000
 ) -> Densities:
     """Fit the mixtures of normals and of blasts over some features, on the marrows that have them all."""
     rng = np.random.default_rng(seed)
@@ -119,7 +119,7 @@ def fit_densities(
         z = ((x - centre) / scale).astype(np.float32)
         d = z.shape[1]
         prior = np.eye(d) / k
-        return fit_mixture(z, np.ones(len(z)), k, prior=prior, strength=20.0, iterations=20, rng=rng)
+        return fit_mixture(z, np.ones(len(z)), k, prior=prior, strength=20.0, iterations=16, rng=rng)
 
     mixture = fitted(normal, max(1, min(components, len(normal) // 200)))
     abundances = []

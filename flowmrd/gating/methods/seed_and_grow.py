@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flowmrd.errors import GatingError, PanelMismatchError
 from flowmrd.gating.detection.align import Control, on_features
@@ -76,6 +76,12 @@ class SeedAndGrowParams(Params):
     least: int = Field(default=10, ge=5)
     stages: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
     directions: dict[str, Literal["over", "under", "both"]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_a_ruler(self) -> SeedAndGrowParams:
+        if not self.scatter and not self.align:
+            raise ValueError("name markers in scatter or align: without a control no sample can be compared")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +151,7 @@ def _columns(params: SeedAndGrowParams) -> tuple[tuple[str, str], ...]:
     pairs += [(population, marker) for marker, population in params.align.items()]
     pairs += [(population, marker) for population, markers in params.controls.items() for marker in markers]
     # One column of the denominator tells its size.
-    pairs += [(params.denominator, params.scatter[0])] if params.scatter else []
+    pairs.append((params.denominator, (*params.scatter, *params.align)[0]))
     return tuple(dict.fromkeys(pairs))
 
 
@@ -216,7 +222,38 @@ def _check_reference(reference: Reference, sample: Sample, params: SeedAndGrowPa
     return tuple(marker for marker in reference.features if marker in mine)
 
 
-def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """Candidates on the reference's scale.
+
+    `x` (n, d) are the parent's events over the features of `pattern` (indices among the reference's features), `full`
+    over all of them; `shift` (d,) is what settling took off besides the controls, `offsets` everything taken off.
+    """
+
+    reference: Reference
+    seed: int
+    pattern: tuple[int, ...]
+    full: F32
+    shift: F64
+    offsets: Mapping[str, float]
+    nucleated: int
+
+    @property
+    def x(self) -> F32:
+        """Return the candidates over the features that sample and reference share."""
+        return self.full[:, list(self.pattern)]
+
+
+def prepare(sample: Sample, params: SeedAndGrowParams) -> Prepared:
+    """Bring the parent's events onto the scale of the reference: by internal controls, then by the events themselves.
+
+    Raises
+    ------
+    NotFound
+        No reference, or it was never shown these markers.
+    PanelMismatchError
+        The reference is of another panel.
+    """
     knowledge = sample.knowledge
     if isinstance(knowledge, Collecting):
         controls = controls_of(sample, params)
@@ -229,8 +266,8 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         raise NotFound("no reference of normals")
     reference = knowledge.reference
     shared = _check_reference(reference, sample, params)
-    expected = {(one.population, one.marker): one for one in reference.controls}
-    x, offsets = aligned(sample, params, reference.features, {key: one.median for key, one in expected.items()})
+    expected = {(one.population, one.marker): one.median for one in reference.controls}
+    x, offsets = aligned(sample, params, reference.features, expected)
     index = {marker: j for j, marker in enumerate(reference.features)}
     mine = {index[marker] for marker in shared}
     usable = [p for p in reference.learnt.calibrations if set(p) <= mine]
@@ -248,13 +285,27 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     for j, moved in zip(pattern, shift, strict=True):
         marker = reference.features[j]
         offsets[marker] = offsets.get(marker, 0.0) + float(moved)
+    return Prepared(
+        reference=reference,
+        seed=knowledge.seed,
+        pattern=pattern,
+        full=x,
+        shift=shift,
+        offsets=offsets,
+        nucleated=nucleated_of(sample, params),
+    )
+
+
+def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
+    prepared = prepare(sample, params)
+    reference, pattern, x = prepared.reference, prepared.pattern, prepared.full
     found = search(
         x,
         model=reference.learnt.model,
         calibration=reference.learnt.calibrations[pattern],
         features=pattern,
-        nucleated=nucleated_of(sample, params),
-        seed=knowledge.seed,
+        nucleated=prepared.nucleated,
+        seed=prepared.seed,
     )
     judge = reference.learnt.judge
     groups = []
@@ -287,14 +338,14 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     ]
     doubts += [
         f"{reference.features[j]} of the candidates had to be moved by {moved:+.2f} display units"
-        for j, moved in zip(pattern, shift, strict=True)
+        for j, moved in zip(pattern, prepared.shift, strict=True)
         if abs(moved) > params.shift_limit
     ]
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i].group.members))
     detection = Detection(
         reference=reference,
         features=tuple(reference.features[j] for j in pattern),
-        x=x[:, list(pattern)],
+        x=prepared.x,
         ratio=found.ratio,
         probability=found.probability,
         accepted=accepted,
@@ -308,9 +359,9 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         },
         groups=tuple(groups[i] for i in order),
         controls=checks,
-        offsets=offsets,
+        offsets=prepared.offsets,
         doubts=tuple(doubts),
-        seed=knowledge.seed,
+        seed=prepared.seed,
     )
     kept = sum(1 for g in groups if g.status == "accepted")
     return Found(
