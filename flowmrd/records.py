@@ -43,9 +43,10 @@ class Axis:
 class GateShape:
     """One drawn gate with its counts.
 
-    `kind` is interval-x, interval-y, rectangle, polygon, ellipse or quadrant. `outline` (2, n) are the vertices in
-    scaled units, closed implicitly; for intervals, quadrants and open rectangles infinite sides are kept as ±inf and
-    the plot clips them. Gates without a drawable shape (boolean, members) have an empty outline.
+    `kind` is interval-x, interval-y, rectangle, polygon, ellipse, quadrant, boolean or members (a list of events).
+    `outline` (2, n) are the vertices in scaled units, closed implicitly; for intervals, quadrants and open rectangles
+    infinite sides are kept as ±inf and the plot clips them. Gates without a drawable shape (boolean, members) have an
+    empty outline.
     """
 
     population: str
@@ -364,7 +365,7 @@ class AcquisitionResult:
 
 SCHEMA_VERSION = 1
 
-_TEXT, _COUNT, _REAL = "String", "Int64", "Float64"
+_TEXT, _COUNT, _REAL, _FLAG = "String", "Int64", "Float64", "Boolean"
 POPULATIONS: Mapping[str, str] = {
     "acquisition": _TEXT,
     "template": _TEXT,
@@ -440,6 +441,35 @@ CLEANUP: Mapping[str, str] = {
     "removed_all_events": _COUNT,
     "verdict": _TEXT,
 }
+BLAST_GROUPS: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "group": _TEXT,
+    "status": _TEXT,
+    "events": _COUNT,
+    "fraction": _REAL,
+    "probability": _REAL,
+    "stage": _TEXT,
+    "normals_most": _REAL,
+    "aberrant_markers": _COUNT,
+    "likeness": _REAL,
+    "reference": _TEXT,
+    "reference_sha256": _TEXT,
+    "reference_simulated": _FLAG,
+    "reference_normals": _COUNT,
+    "reference_diagnoses": _COUNT,
+    "seed": _COUNT,
+}
+ABERRATIONS: Mapping[str, str] = {
+    "acquisition": _TEXT,
+    "group": _TEXT,
+    "status": _TEXT,
+    "marker": _TEXT,
+    "shift": _REAL,
+    "shift_log10": _REAL,
+    "deviations": _REAL,
+    "direction": _TEXT,
+    "aberrant": _FLAG,
+}
 INTERNAL_CONTROLS: Mapping[str, str] = {
     "acquisition": _TEXT,
     "population": _TEXT,
@@ -466,6 +496,8 @@ SCHEMAS: Mapping[str, Mapping[str, str]] = {
     "antigens": ANTIGENS,
     "cleanup": CLEANUP,
     "internal_controls": INTERNAL_CONTROLS,
+    "blast_groups": BLAST_GROUPS,
+    "aberrations": ABERRATIONS,
 }
 
 
@@ -499,7 +531,46 @@ def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[obj
                 (result.acquisition, *(getattr(row, column) for column in SCHEMAS[name] if column != "acquisition"))
                 for row in found
             )
+        if result.detection is not None:
+            rows["blast_groups"].extend(_group_rows(result.acquisition, result.detection))
+            rows["aberrations"].extend(
+                (
+                    result.acquisition,
+                    group.name,
+                    group.status,
+                    one.marker,
+                    one.shift,
+                    one.shift_log10,
+                    one.deviations,
+                    one.direction,
+                    one.aberrant,
+                )
+                for group in result.detection.groups
+                for one in group.aberrations
+            )
     return rows
+
+
+def _group_rows(acquisition: str, found: DetectionRecord) -> Iterator[tuple[object, ...]]:
+    for group in found.groups:
+        yield (
+            acquisition,
+            group.name,
+            group.status,
+            group.events,
+            group.fraction,
+            group.probability,
+            group.stage,
+            group.normals_most,
+            sum(one.aberrant for one in group.aberrations),
+            group.likeness,
+            found.reference,
+            found.reference_sha256,
+            found.simulated,
+            found.normal_marrows,
+            found.diagnoses,
+            found.seed,
+        )
 
 
 def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path) -> None:
@@ -520,7 +591,7 @@ def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path)
 
 def _columns_of(row: type[Kinetics | VisitRow]) -> dict[str, str]:
     """Columns and types of a table whose rows are these values."""
-    kinds = {"float": _REAL, "int": _COUNT, "bool": "Boolean"}
+    kinds = {"float": _REAL, "int": _COUNT, "bool": _FLAG}
     return {field.name: kinds.get(str(field.type).partition(" ")[0], _TEXT) for field in fields(row)}
 
 
@@ -621,6 +692,10 @@ def _number(value: object) -> object:
     return [_number(item) for item in value] if isinstance(value, list) else value
 
 
+# The arrays of a detection record.
+_SHOWN = ("normals", "events", "owner")
+
+
 def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
     """Keep one acquisition's result: `result.json` and `arrays.npz`; the JSON comes last and carries `key`."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -647,13 +722,19 @@ def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
         for name in ("seconds", "rate", "medians", "flagged"):
             arrays[f"time_{name}"] = getattr(result.time, name)
         time = {"channels": list(result.time.channels), "time_source": result.time.time_source}
-    document = {f.name: _plain(getattr(result, f.name)) for f in fields(result) if f.name not in {"panels", "time"}}
+    detection = None
+    if result.detection is not None:
+        for name in _SHOWN:
+            arrays[f"detection_{name}"] = getattr(result.detection, name)
+        detection = {
+            f.name: _plain(getattr(result.detection, f.name)) for f in fields(DetectionRecord) if f.name not in _SHOWN
+        }
+    apart = {"panels", "time", "detection"}
+    document = {f.name: _plain(getattr(result, f.name)) for f in fields(result) if f.name not in apart}
+    document |= {"panels": panels, "time": time, "detection": detection}
     with written(folder / "arrays.npz") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    write_json(
-        {"schema": SCHEMA_VERSION, "key": key, "result": {**document, "panels": panels, "time": time}},
-        folder / "result.json",
-    )
+    write_json({"schema": SCHEMA_VERSION, "key": key, "result": document}, folder / "result.json")
 
 
 def amend_result(
@@ -715,6 +796,8 @@ def read_result(folder: Path) -> AcquisitionResult:
             time_source=document["time"]["time_source"],
             **{name: arrays[f"time_{name}"] for name in ("seconds", "rate", "medians", "flagged")},
         )
+        kept = document.get("detection")
+        detection = kept and _detection(kept, {name: arrays[f"detection_{name}"] for name in _SHOWN})
     return AcquisitionResult(
         **{
             **document,
@@ -732,8 +815,18 @@ def read_result(folder: Path) -> AcquisitionResult:
             "overlay": _overlay(document.get("overlay")),
             "panels": panels,
             "time": time,
+            "detection": detection,
         }
     )
+
+
+def _detection(kept: Any, arrays: Mapping[str, NDArray[Any]]) -> DetectionRecord:
+    groups = tuple(
+        BlastGroup(**{**one, "aberrations": tuple(Aberration(**row) for row in one["aberrations"])})
+        for one in kept["groups"]
+    )
+    texts = {name: tuple(kept[name]) for name in ("features", "doubts")}
+    return DetectionRecord(**{**kept, **texts, "groups": groups, **arrays})
 
 
 def _gate_set(kept: Any) -> GateSetRecord | None:

@@ -18,6 +18,7 @@ MAKERS = (
     "documents",
     "gating",
     "quantification",
+    "blasts.py",
     "cart_tube.py",
     "pipeline.py",
     "panels.py",

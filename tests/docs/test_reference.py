@@ -58,7 +58,7 @@ def test_the_generated_pages_are_current(repository: Path) -> None:
 
 @pytest.mark.parametrize("table", list(records.SCHEMAS))
 def test_the_documented_columns_are_those_of_the_schema_in_its_order(table: str, tables: str) -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (String|Int64|Float64) \|", section(tables, table), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (String|Int64|Float64|Boolean) \|", section(tables, table), re.MULTILINE)
     assert rows == list(records.SCHEMAS[table].items())
 
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+import csv
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from flowmrd.gating.template import find_template
 from flowmrd.pipeline import Acquisition, analyse
-from flowmrd.records import AcquisitionResult, read_result, stored_key, write_result, written
+from flowmrd.records import (
+    ABERRATIONS,
+    BLAST_GROUPS,
+    Aberration,
+    AcquisitionResult,
+    BlastGroup,
+    DetectionRecord,
+    read_result,
+    stored_key,
+    table_rows,
+    write_result,
+    write_tables,
+    written,
+)
 from flowmrd.settings import Settings
 
 
@@ -39,6 +54,86 @@ def test_a_result_is_read_back_as_it_was_written(result: AcquisitionResult, tmp_
     assert stored_key(tmp_path) == "k"
     for field in fields(AcquisitionResult):
         assert same(getattr(again, field.name), getattr(result, field.name)), field.name
+
+
+def searched(*, groups: int) -> DetectionRecord:
+    """A search over three features that found some groups, the odd ones accepted."""
+    rng = np.random.default_rng(3)
+    return DetectionRecord(
+        reference="house",
+        reference_sha256="ab" * 32,
+        simulated=True,
+        normal_marrows=24,
+        diagnoses=9,
+        seed=5,
+        features=("SSC-A", "CD10", "CD20"),
+        groups=tuple(
+            BlastGroup(
+                name=f"group {k + 1}",
+                status=("accepted", "review")[k % 2],
+                events=40 - k,
+                fraction=(40 - k) / 3e5,
+                probability=1 / 3,
+                stage="hematogone, CD20-",
+                normals_most=1e-7,
+                middle={"SSC-A": 0.125, "CD10": 0.8125, "CD20": 1 / 3},
+                aberrations=(
+                    Aberration(
+                        marker="CD10", shift=0.2, shift_log10=0.9, deviations=4.5, direction="over", aberrant=True
+                    ),
+                    Aberration(
+                        marker="CD20", shift=-0.1, shift_log10=None, deviations=-1.5, direction="under", aberrant=False
+                    ),
+                ),
+                likeness=0.25 if k else None,
+            )
+            for k in range(groups)
+        ),
+        doubts=("CD45 of t_like is +0.12 display units from the reference's",),
+        normals=rng.random((50, 3), np.float32),
+        events=rng.random((40 * groups, 3), np.float32),
+        owner=np.repeat(np.arange(groups), 40).astype(np.int16),
+    )
+
+
+@pytest.mark.parametrize("groups", [0, 2])
+def test_a_search_is_read_back_to_the_last_bit(result: AcquisitionResult, tmp_path: Path, groups: int) -> None:
+    kept = replace(result, detection=searched(groups=groups))
+    write_result(kept, tmp_path, key="k")
+    assert same(read_result(tmp_path), kept)
+    before = (tmp_path / "result.json").read_bytes(), (tmp_path / "arrays.npz").read_bytes()
+    write_result(read_result(tmp_path), tmp_path, key="k")
+    assert before == ((tmp_path / "result.json").read_bytes(), (tmp_path / "arrays.npz").read_bytes())
+
+
+def test_groups_and_their_markers_are_rows_of_tables(result: AcquisitionResult, tmp_path: Path) -> None:
+    without = replace(result, acquisition="b", detection=None)
+    write_tables(table_rows([replace(result, detection=searched(groups=2)), without]), tmp_path)
+    with (tmp_path / "blast_groups.csv").open(encoding="utf-8") as stream:
+        groups = list(csv.DictReader(stream))
+    assert list(groups[0]) == list(BLAST_GROUPS)
+    assert [(row["acquisition"], row["group"], row["status"]) for row in groups] == [
+        ("a", "group 1", "accepted"),
+        ("a", "group 2", "review"),
+    ]
+    assert [(row["likeness"], row["aberrant_markers"], row["reference_simulated"]) for row in groups] == [
+        ("", "1", "true"),
+        ("0.25", "1", "true"),
+    ]
+    markers = pl.read_parquet(tmp_path / "aberrations.parquet")
+    assert dict(zip(markers.columns, map(str, markers.dtypes), strict=True)) == dict(ABERRATIONS)
+    assert markers.height == 4
+    assert markers.row(1, named=True) == {
+        "acquisition": "a",
+        "group": "group 1",
+        "status": "accepted",
+        "marker": "CD20",
+        "shift": -0.1,
+        "shift_log10": None,
+        "deviations": -1.5,
+        "direction": "under",
+        "aberrant": False,
+    }
 
 
 def test_every_event_of_a_parent_is_in_its_panel(result: AcquisitionResult) -> None:
