@@ -13,8 +13,8 @@ from flowmrd.errors import Level, QcFinding
 from flowmrd.gating.detection.describe import on_display, portray
 from flowmrd.gating.detection.storage import Reference, load_reference
 from flowmrd.gating.engine import GatingResult
-from flowmrd.gating.methods.seed_and_grow import Detection, Knowledge
-from flowmrd.gating.template import GatingTemplate, template_folder
+from flowmrd.gating.methods.seed_and_grow import Detection, Knowledge, SeedAndGrowParams
+from flowmrd.gating.template import GatingTemplate, template_folder, typed
 from flowmrd.records import Aberration, BlastGroup, DetectionRecord
 from flowmrd.settings import Settings
 
@@ -29,6 +29,11 @@ def searched(template: GatingTemplate) -> str:
     return next((row.name for row in template.population if row.method == SEARCH), "")
 
 
+def uses_reference(template: GatingTemplate) -> bool:
+    """Say whether a population of the template is found against a reference, by the search or a method beside it."""
+    return any(isinstance(typed(row).params, SeedAndGrowParams) for row in template.population)
+
+
 def default_reference(template: GatingTemplate) -> Path | None:
     """Return the reference that ships for a template, if one does."""
     path = template_folder() / "references" / f"{template.template.id}.reference"
@@ -41,14 +46,14 @@ def _loaded(path: str, _stamp: tuple[int, int]) -> Reference:
 
 
 def knowledge_for(template: GatingTemplate, settings: Settings) -> Knowledge | None:
-    """Return what the template's search may know; `None` where it has no search.
+    """Return what the template's search may know; `None` where it needs no reference.
 
     Raises
     ------
     ReferenceFileError
         The reference cannot be read.
     """
-    if not searched(template):
+    if not uses_reference(template):
         return None
     path = Path(settings.reference) if settings.reference else default_reference(template)
     if path is None:

@@ -137,7 +137,7 @@ def command(inputs: tuple[Path, ...], out: Path, template: str | None, reference
         raise SettingsError(f"template {chosen.template.id} measures {known}", where="--analyte")
     comparisons = baselines_of(chosen, measured[0].numerator) if options["baselines"] else ()
     if options["baselines"] and not comparisons:
-        click.echo("warning: no comparison method is installed; --baselines adds nothing", err=True)
+        click.echo("warning: no comparison method fits this template; --baselines adds nothing", err=True)
     names = [one.name for one in comparisons]
     comparisons += comparison_templates(options["compare"], analyte=analyte, folder=folder, taken=names)
     if options["groups"] is not None and not options["by"]:

@@ -6,7 +6,8 @@ with its numerator placed by another method. The second kind is offered by the g
 
     name    a word, unique, for columns and figures
     title   one line for people
-    vary    function of (template, population) → the template with that population placed by the other method
+    vary    function of (template, population) → the template with that population placed by the other method, or
+            `None` where the method has no sense for it
 
 The comparison is then gated, counted and measured exactly as the template's own result.
 """
@@ -34,8 +35,8 @@ class Backend(Protocol):
     def title(self) -> str:
         """Return one line for people."""
 
-    def vary(self, template: GatingTemplate, population: str) -> GatingTemplate:
-        """Return the template with this population placed by the other method."""
+    def vary(self, template: GatingTemplate, population: str) -> GatingTemplate | None:
+        """Return the template with this population placed by the other method; `None` where that has no sense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,8 @@ def backends() -> Mapping[str, Backend]:
 
 def baselines_of(template: GatingTemplate, population: str) -> tuple[Comparison, ...]:
     """Return the template with its numerator placed by each comparison method."""
-    return tuple(
-        Comparison(name=name, title=one.title, template=one.vary(template, population))
-        for name, one in sorted(backends().items())
-    )
+    varied = ((name, one.title, one.vary(template, population)) for name, one in sorted(backends().items()))
+    return tuple(Comparison(name=name, title=title, template=other) for name, title, other in varied if other)
 
 
 def comparison_templates(

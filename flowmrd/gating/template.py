@@ -447,7 +447,8 @@ def _choice_requires(template: GatingTemplate, choice: Choice, marker: str) -> b
             return False
         return all(needs) if choice.params["operator"] == "or" else any(needs)
     one = typed(choice)
-    if marker not in one.method.selects(choice.channels):
+    # A search looks at all its markers together and needs none of them to be there.
+    if one.method.lists is not None or marker not in one.method.selects(choice.channels):
         return False
     if getattr(one.params, "keep", "above") == "below":
         return False
