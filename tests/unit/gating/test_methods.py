@@ -17,6 +17,8 @@ from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, Polygon, R
 from flowmrd.gating.methods import Found, NotFound, Sample, methods
 
 RNG = np.random.default_rng
+# Methods that list events; their tests are those of the search.
+LISTS = tuple(name for name, one in methods().items() if one.find is not None and one.lists is not None)
 
 
 def columns(**values: ArrayLike) -> dict[str, NDArray[np.float32]]:
@@ -461,6 +463,7 @@ def test_no_method_touches_the_events_it_looks_at(method: str) -> None:
         "mixture_2d": {"target": (0.5, 0.5), "max_distance": 1.0},
         "singlet_band": {},
         "time_stable": {},
+        **dict.fromkeys(LISTS, {"denominator": "p", "ruler": "p", "scatter": ("a",)}),
     }
     markers = ("a", "b") if method in {"singlet_band", "debris_line", "mixture_2d", "time_stable"} else ("a",)
     with suppress(NotFound):
