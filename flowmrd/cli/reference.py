@@ -63,6 +63,8 @@ def build(normals: tuple[Path, ...], diagnoses: tuple[Path, ...], template: str,
     At least six normals, better thirty: what is unusual can only be known from many. The file written holds numbers
     only, no code and no patient's name; its SHA-256 goes into every result.
     """
+    from threadpoolctl import threadpool_limits
+
     from flowmrd.errors import InputError
     from flowmrd.gating.detection.storage import to_bytes
     from flowmrd.gating.template import find_template
@@ -75,17 +77,19 @@ def build(normals: tuple[Path, ...], diagnoses: tuple[Path, ...], template: str,
     if both:
         raise click.UsageError(f"{len(both)} files are given as normal and as diagnosis, e.g. {min(both).name}")
     try:
-        built = build_reference(
-            many,
-            few,
-            found,
-            settings,
-            name=options["name"] or out.stem,
-            column=options["column"],
-            positive=options["positive"],
-            simulated=options["simulated"],
-            progress=lambda text: click.echo(text, err=True),
-        )
+        # One thread: sums are then the same on every machine, and so is the file.
+        with threadpool_limits(1):
+            built = build_reference(
+                many,
+                few,
+                found,
+                settings,
+                name=options["name"] or out.stem,
+                column=options["column"],
+                positive=options["positive"],
+                simulated=options["simulated"],
+                progress=lambda text: click.echo(text, err=True),
+            )
     except InputError as error:
         raise click.ClickException(str(error)) from None
     data = to_bytes(built.reference)
@@ -125,7 +129,8 @@ def _show(file: Path) -> None:
         click.echo(f"  a sample may lack: {', '.join(one.optional)}")
     click.echo(f"  seed {one.seed}, flowmrd {one.software}, {len(one.inputs)} different files")
     click.echo(
-        f"  a group is accepted from {judge.accept:.2f}, reviewed from {judge.review:.2f}; own error of a count {judge.relative_error:.1%}"
+        f"  a group is accepted from {judge.accept:.2f}, reviewed from {judge.review:.2f}; "
+        f"own error of a count {judge.relative_error:.1%}"
     )
     for key, value in sorted(one.trials.items()):
         click.echo(f"  held-out trials, {key.replace('_', ' ')}: {value:g}")
