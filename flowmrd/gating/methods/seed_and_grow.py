@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from flowmrd.errors import GatingError, PanelMismatchError
 from flowmrd.gating.detection.align import Control, on_features
-from flowmrd.gating.detection.grow import Group, search, settle
+from flowmrd.gating.detection.grow import Group, Search, search, settle
+from flowmrd.gating.detection.own import OwnPhenotype, OwnSearch, search_own
 from flowmrd.gating.detection.storage import Reference
 from flowmrd.gating.gates import Gate
 from flowmrd.gating.methods import Found, GateMethod, NotFound, Params, Sample
@@ -29,10 +30,15 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knowledge:
-    """What the search may know besides the sample: the reference, and the seed of its draws."""
+    """What the search may know besides the sample: the reference, the seed of its draws, the subject's own blasts.
+
+    `targets` are markers that a therapy may have taken from the subject's blasts.
+    """
 
     reference: Reference | None
     seed: int = 0
+    own: OwnPhenotype | None = None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,6 +68,8 @@ class SeedAndGrowParams(Params):
     `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
     how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
     `stages` name normal cells by ranges of markers, first match first; `directions` say where blasts are known to go.
+    `own_least` is the fewest accepted blasts that a subject's own phenotype is learnt from; `own_drift` by how much a
+    marker of it may move until a later sample (standard deviation, scaled units).
     """
 
     denominator: str
@@ -74,6 +82,8 @@ class SeedAndGrowParams(Params):
     control_limit: float = Field(default=0.09, gt=0)
     shift_limit: float = Field(default=0.12, gt=0)
     least: int = Field(default=10, ge=5)
+    own_least: int = Field(default=50, ge=20)
+    own_drift: float = Field(default=0.03, gt=0)
     stages: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
     directions: dict[str, Literal["over", "under", "both"]] = Field(default_factory=dict)
 
@@ -86,7 +96,7 @@ class SeedAndGrowParams(Params):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlCheck:
-    """An internal control against the reference: its median, the reference's, the limit, and whether it is inside."""
+    """An internal control against the reference: its aligned median, the reference's, the limit, its events."""
 
     population: str
     marker: str
@@ -122,7 +132,7 @@ class Detection:
 
     `x` (n, d) are the aligned candidates, `ratio` (n,) their log density ratio, `accepted` and `review` (n,) which are
     called; `offsets` what was taken off each feature; `doubts` are the reasons why no answer of this search stands
-    without a person.
+    without a person; `own` is the route by the subject's own phenotype, where one is known.
     """
 
     reference: Reference
@@ -140,6 +150,7 @@ class Detection:
     offsets: Mapping[str, float]
     doubts: tuple[str, ...]
     seed: int
+    own: OwnSearch | None = None
 
 
 def _references(params: SeedAndGrowParams) -> tuple[str, ...]:
@@ -330,9 +341,9 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
                 spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
             )
         )
-    checks = _control_checks(sample, params, reference)
+    checks = _control_checks(sample, params, reference, offsets)
     doubts = [
-        f"{c.marker} of {c.population} is {c.median - c.expected:+.2f} display units from the reference's"
+        f"{c.marker} of {c.population} stays {c.median - c.expected:+.2f} display units from the reference's"
         for c in checks
         if not c.ok
     ]
@@ -362,6 +373,7 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         offsets=prepared.offsets,
         doubts=tuple(doubts),
         seed=prepared.seed,
+        own=_own(sample.knowledge, prepared, found, tuple(groups[i].group.members for i in order), params),
     )
     kept = sum(1 for g in groups if g.status == "accepted")
     return Found(
@@ -371,7 +383,36 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     )
 
 
-def _control_checks(sample: Sample, params: SeedAndGrowParams, reference: Reference) -> tuple[ControlCheck, ...]:
+def _own(
+    knowledge: object,
+    prepared: Prepared,
+    found: Search,
+    groups: tuple[NDArray[np.intp], ...],
+    params: SeedAndGrowParams,
+) -> OwnSearch | None:
+    """Look for the subject's own blasts, where they are known and were aligned by the same reference."""
+    if not isinstance(knowledge, Knowledge) or knowledge.own is None:
+        return None
+    reference = prepared.reference
+    if knowledge.own.reference != reference.digest:
+        return None
+    return search_own(
+        prepared.x,
+        found.ratio,
+        tuple(reference.features[j] for j in prepared.pattern),
+        knowledge.own,
+        reference.learnt.model.densities[prepared.pattern],
+        targets=knowledge.targets,
+        drift=params.own_drift,
+        seed=prepared.seed,
+        groups=groups,
+    )
+
+
+def _control_checks(
+    sample: Sample, params: SeedAndGrowParams, reference: Reference, offsets: Mapping[str, float]
+) -> tuple[ControlCheck, ...]:
+    """Compare the controls with the reference's after the alignment: what it brought over is no doubt any more."""
     seen = controls_of(sample, params)
     checks = []
     for one in reference.controls:
@@ -382,7 +423,7 @@ def _control_checks(sample: Sample, params: SeedAndGrowParams, reference: Refere
             ControlCheck(
                 population=one.population,
                 marker=one.marker,
-                median=control.median,
+                median=control.median - offsets.get(one.marker, 0.0),
                 expected=one.median,
                 limit=max(params.control_limit, 4.0 * one.sd),
                 events=control.events,
