@@ -299,7 +299,11 @@ class _Walk:
             self._last_resort(row, f"{lender} was not searched for")
             return True
         assert one.method.lists is not None
-        gate = self._listed(row, one.method.lists(one.params, self.searched[lender]))
+        try:
+            gate = self._listed(row, one.method.lists(one.params, self.searched[lender]))
+        except NotFound as error:
+            self._last_resort(row, str(error), routine=True)
+            return True
         self._accept(row, choice, gate, Found(values={"events": float(gate.count)}), "", *self._why(row, choice, []))
         return True
 
@@ -453,9 +457,9 @@ class _Walk:
         because = [choice.because] if choice.because else []
         return choice.method, "; ".join((*passed, *notes, *because))
 
-    def _last_resort(self, row: Population, reason: str, *, empty: bool = False) -> None:
+    def _last_resort(self, row: Population, reason: str, *, empty: bool = False, routine: bool = False) -> None:
         gate: Gate = Whole() if row.last_resort == "whole" else Nothing()
-        self._accept(row, row, gate, Found(values={}), "", row.last_resort, reason, empty=empty)
+        self._accept(row, row, gate, Found(values={}), "", row.last_resort, reason, empty=empty, routine=routine)
 
     def _accept(
         self,
@@ -468,6 +472,7 @@ class _Walk:
         reason: str,
         *,
         empty: bool = False,
+        routine: bool = False,
     ) -> None:
         found = _with_cut(found, gate)
         method = fallback if fallback in {"whole", "nothing", "override"} else choice.method
@@ -495,7 +500,7 @@ class _Walk:
         elif fallback == "nothing" and empty:
             self._note(Level.INFO, "PARENT_EMPTY", f"{where} is empty because {row.parent} is.", where)
         elif fallback == "nothing":
-            level = Level.INFO if self._routine(row, reason) else Level.WARNING
+            level = Level.INFO if routine or self._routine(row, reason) else Level.WARNING
             self._note(level, "GATE_NOT_PLACED", f"{where} could not be evaluated and counts nothing: {reason}.", where)
         elif fallback:
             level = Level.INFO if self._routine(row, reason) else Level.WARNING

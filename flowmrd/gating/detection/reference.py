@@ -266,7 +266,9 @@ def fit_judge(all_trials: Sequence[Trial], *, least: int) -> Judge:
         kept = [i for i, f in enumerate(t.features) if judge.probability(f) >= accept]
         if kept:
             errors.append(np.log(t.events[kept].sum() / t.put_in))
-    error = 1.4826 * float(np.median(np.abs(errors))) if len(errors) >= 10 else 0.3
+    # Such that 95 % of the trials lie inside 1.96 of it: errors of a search have long tails.
+    error = float(np.quantile(np.abs(errors), 0.95)) / 1.96 if len(errors) >= 20 else 0.15
+    error = min(max(error, 0.005), 0.35)
     return replace(judge, accept=accept, review=review, relative_error=error)
 
 

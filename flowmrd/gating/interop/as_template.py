@@ -33,6 +33,7 @@ from flowmrd.gating.gates import (
     Whole,
     gate_markers,
 )
+from flowmrd.gating.interop.display import as_displayed
 from flowmrd.gating.interop.document import (
     FROM_FILE,
     UNCOMPENSATED,
@@ -43,11 +44,9 @@ from flowmrd.gating.interop.document import (
     Matrix,
     Scale,
 )
-from flowmrd.gating.interop.export import first_at, native_scale, portable
+from flowmrd.gating.interop.export import native_scale, portable
 from flowmrd.gating.template import ROOT
 
-# Values that differ by less are one side of a gate.
-_SAME_EDGE = 1e-9
 _LINEAR: Mapping[str, float | str] = {"kind": "linear", "T": 1.0, "A": 0.0}
 
 
@@ -90,7 +89,7 @@ def to_template(strategy: ForeignStrategy, *, template_id: str, fcs: FcsFile | N
     -------
     The template's text is accepted by `flowmrd template check`, and gates the same file to the same members.
     """
-    carried, notes = portable(_as_displayed(_in_seconds(strategy, fcs)), known=native_scale)
+    carried, notes = portable(as_displayed(_in_seconds(strategy, fcs)), known=native_scale)
     if fcs is None:
         notes = (*notes, *_unsure_of_time(carried))
     findings = [*(one for one in strategy.findings if one.level is not Level.INFO), *notes]
@@ -112,52 +111,6 @@ def to_template(strategy: ForeignStrategy, *, template_id: str, fcs: FcsFile | N
     return ConvertedTemplate(
         text=text, findings=tuple(findings), compensation=how, matrix=matrix, names=names, complete=complete
     )
-
-
-# ---------------------------------------------------------------------------------------------------- scales of markers
-
-
-def _as_displayed(strategy: ForeignStrategy) -> ForeignStrategy:
-    """Put ranges of linear values on the scale that their channel is drawn on, where all their sides are on it.
-
-    A marker has one scale, so a channel whose ranges are linear and whose polygons are not would be two markers.
-    """
-    shown = {
-        key: replace(one, key=f"{key} as displayed", scale=one.display)
-        for key, one in strategy.dimensions.items()
-        if one.scale is None and one.display is not None and native_scale(strategy.scales[one.display]) is not None
-    }
-    gates = []
-    for one in strategy.gates:
-        gate = one.gate
-        if isinstance(gate, Rectangle) and set(gate.markers) & set(shown):
-            gate = _sides_on(gate, {key: (each.key, strategy.scales[str(each.scale)]) for key, each in shown.items()})
-        gates.append(replace(one, gate=gate))
-    dimensions = {**strategy.dimensions, **{one.key: one for one in shown.values()}}
-    return replace(strategy, gates=tuple(gates), dimensions=dimensions)
-
-
-def _sides_on(gate: Rectangle, shown: Mapping[str, tuple[str, Scale]]) -> Rectangle:
-    markers, low, high = list(gate.markers), list(gate.low), list(gate.high)
-    for place, key in enumerate(gate.markers):
-        if key not in shown:
-            continue
-        name, scale = shown[key]
-        sides = [_position(scale, edge) for edge in (gate.low[place], gate.high[place])]
-        if None not in sides:
-            markers[place] = name
-            low[place], high[place] = (float(side) for side in sides if side is not None)
-    return Rectangle(markers=tuple(markers), low=tuple(low), high=tuple(high))
-
-
-def _position(scale: Scale, edge: float) -> float | None:
-    """Return where an edge lies on a scale; nothing where the scale ends before it, or cannot tell it apart."""
-    if not math.isfinite(edge):
-        return edge
-    position = float(scale.forward(np.array([edge]))[0])
-    if not math.isfinite(position) or abs(first_at(scale, position) - edge) > _SAME_EDGE * max(1.0, abs(edge)):
-        return None
-    return position
 
 
 # ----------------------------------------------------------------------------------------------------------------- time

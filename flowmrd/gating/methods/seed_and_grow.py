@@ -341,7 +341,7 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
                 spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
             )
         )
-    checks = _control_checks(sample, params, reference, offsets)
+    checks = _control_checks(sample, params, reference, prepared.offsets)
     doubts = [
         f"{c.marker} of {c.population} stays {c.median - c.expected:+.2f} display units from the reference's"
         for c in checks
