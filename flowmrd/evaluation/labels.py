@@ -367,7 +367,7 @@ def _is_any(series: pl.Series, path: Path, wanted: Sequence[str]) -> NDArray[np.
         series = series.cast(pl.String)
     _, _, words = _plain(series, path)
     chosen = [value for value, word in words.items() if word in wanted]
-    mask: NDArray[np.bool_] = series.is_in(pl.Series(chosen, dtype=series.dtype)).to_numpy().astype(np.bool_)
+    mask: NDArray[np.bool_] = series.is_in(chosen).to_numpy().astype(np.bool_)
     return mask
 
 
