@@ -164,6 +164,7 @@ def build_reference(
     column: str | None = None,
     positive: Sequence[str] = (),
     simulated: bool = False,
+    positives: int = 120,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Built:
     """Learn a reference.
@@ -176,12 +177,13 @@ def build_reference(
     name : what the reference is called
     column, positive : how labels are read (`flowmrd evaluate`)
     simulated : whether all files are simulated
+    positives : trials with held-out blasts put into held-out normals
     progress : told what is being done
 
     Raises
     ------
     SettingsError
-        The template has no search, or no file can be used.
+        The template has no search, no normal can be used, or a file is given as normal and as diagnosis.
     """
     row = search_row(template)
     params = typed(row).params
@@ -201,7 +203,8 @@ def build_reference(
         remarks.append(
             f"--positive was not given: label {value!r} agrees best with the template's static rule and was taken"
         )
-    sources, left_out = [], []
+    sources: list[Source] = []
+    left_out = []
     everything = [(path, True) for path in normals] + [(path, False) for path in diagnoses]
     for path, normal in everything:
         try:
@@ -213,13 +216,20 @@ def build_reference(
                 )
                 mask = read_labels(labels, reading, load_defaults().labels, events=opened.source.event_count).positive
             one = read_source(path, template, settings, normal=normal, labels=mask)
-            if not normal and int(one.blast.sum()) < 20:
-                left_out.append((path.name, "fewer than 20 blasts among its candidates"))
-                continue
-            sources.append(one)
         except (InputError, AnalysisError, OSError) as error:
             left_out.append((path.name, str(error)))
+            continue
         progress(f"{path.stem} read")
+        twin = next((other for other in sources if other.sha256 == one.sha256), None)
+        if twin is not None and twin.normal != normal:
+            raise SettingsError(f"{path.name} is given as normal and as diagnosis ({twin.name})")
+        if twin is not None:
+            # Counted twice it would pass for two marrows.
+            remarks.append(f"{path.name} is the same file as {twin.name} and counts once")
+        elif not normal and int(one.blast.sum()) < 20:
+            left_out.append((path.name, "fewer than 20 blasts among its candidates"))
+        else:
+            sources.append(one)
     if not any(one.normal for one in sources):
         raise SettingsError("no normal could be used: " + "; ".join(f"{file}: {why}" for file, why in left_out[:5]))
     features = _features(row, params, sources)
@@ -233,7 +243,9 @@ def build_reference(
         marrows += pseudo_diagnoses(marrows, fluor, seed=settings.seed)
         remarks.append("fewer than 3 diagnoses: off-path groups made from the normals themselves stand in for blasts")
     optional = [j for j, marker in enumerate(features) if marker in params.optional]
-    learnt, trials = learn(marrows, features=features, optional=optional, seed=settings.seed, progress=progress)
+    learnt, trials = learn(
+        marrows, features=features, optional=optional, seed=settings.seed, positives=positives, progress=progress
+    )
     normal_files = [one for one in sources if one.normal]
     points = np.concatenate(
         [m.x[:: max(1, len(m.x) * sum(k.normal for k in marrows) // _POINTS)] for m in marrows if m.normal]
