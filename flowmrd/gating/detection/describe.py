@@ -32,11 +32,12 @@ class Shift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portrait:
-    """A group beside the normals: name of the nearest stage, shifts by marker, the most that a normal has there."""
+    """A group beside the normals: nearest stage, how far it is, shifts by marker, the most that a normal has there."""
 
     stage: str
     shifts: tuple[Shift, ...]
     normals_most: float
+    distance: float
 
 
 def portray(
@@ -93,7 +94,12 @@ def portray(
         ),
         "other normal cells",
     )
-    return Portrait(stage=stage, shifts=tuple(shifts), normals_most=_most(events, densities))
+    return Portrait(
+        stage=stage,
+        shifts=tuple(shifts),
+        normals_most=_most(events, densities),
+        distance=float(np.sqrt(distance[nearest])),
+    )
 
 
 def _most(events: F32, densities: Densities) -> float:

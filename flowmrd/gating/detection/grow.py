@@ -26,6 +26,8 @@ FEATURES = ("log_events", "mean_ratio", "lower_ratio", "abundance", "log_share",
 _FEWEST = 5.0
 _OWN_SHARE = 0.5
 _RATIO_BOUND = 15.0
+# From so many events on a second, third … group of blasts is looked for.
+_MORE_COMPONENTS = (60.0, 300.0, 700.0, 2000.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -162,7 +164,7 @@ def _grow(
         if mass.sum() < _FEWEST:
             return None
         some = seen > 1e-3
-        count = 1 if mass.sum() < 60 else (2 if mass.sum() < 1000 else 3)
+        count = 1 + int(np.searchsorted(_MORE_COMPONENTS, mass.sum()))
         middle = np.average(x[some], axis=0, weights=mass[some])
         tight = np.einsum("n,ni,nj->ij", mass[some], x[some] - middle, x[some] - middle) / mass[some].sum()
         blast = fit_mixture(x[some], mass[some], count, prior=0.5 * tight + wide, strength=30.0, iterations=10, rng=rng)
@@ -269,12 +271,12 @@ def _groups(
 
 
 def _joined(blast: Mixture) -> NDArray[np.intp]:
-    """Give components whose middles are close (under three of their own widths) one owner."""
+    """Give components whose middles are very close (under one and a half of their own widths) one owner."""
     owner = np.arange(blast.components)
     for a in range(blast.components):
         for b in range(a):
             delta = blast.mean[a] - blast.mean[b]
             both = 0.5 * (blast.covariance[a] + blast.covariance[b])
-            if float(delta @ np.linalg.solve(both, delta)) < 9.0:
+            if float(delta @ np.linalg.solve(both, delta)) < 2.25:
                 owner[owner == owner[a]] = owner[b]
     return owner

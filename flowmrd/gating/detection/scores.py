@@ -22,6 +22,8 @@ F64 = NDArray[np.float64]
 # Weight of the mixtures beside the trees, and the bounds of a log density ratio that one event may carry.
 _MIXTURE_SHARE = 0.5
 _MOST = 20.0
+# Normals that the trees see at most, over all marrows.
+_MOST_NORMALS = 160_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,8 +77,12 @@ def fit_trees_to(
     of the rest, each for many.
     """
     rng = np.random.default_rng(seed)
-    blasts = np.concatenate([_drawn(p.x, events // 3, rng) for p in pools if p.blast])
     normals = [p.x for p in pools if not p.blast]
+    # Many marrows share what a few would get, so that the fit stays within minutes.
+    events = min(events, max(_MOST_NORMALS // max(len(normals), 1), 900))
+    patients = sum(p.blast for p in pools)
+    each = min(events // 3, max(_MOST_NORMALS // (2 * max(patients, 1)), 300))
+    blasts = np.concatenate([_drawn(p.x, each, rng) for p in pools if p.blast])
     easy = np.concatenate([_drawn(x, events // 2, rng) for x in normals])
     first = fit_trees(
         np.concatenate([easy, blasts]), np.arange(len(easy) + len(blasts)) >= len(easy), iterations=60, seed=seed

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +20,27 @@ from numpy.typing import NDArray
 from flowmrd.errors import ReferenceFileError
 from flowmrd.gating.detection.boosting import Trees
 from flowmrd.gating.detection.mixtures import Mixture
+from flowmrd.gating.detection.grow import FEATURES
 from flowmrd.gating.detection.reference import Judge, Learnt
 from flowmrd.gating.detection.scores import Calibration, Densities, ScoreModel
 
 FORMAT = 1
 _MOST_BYTES = 256 * 1024 * 1024
+# What reading a file that is no sound reference may raise.
+_UNSOUND = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,17 +161,94 @@ def load_reference(path: Path) -> Reference:
         It is no reference, of another format, or damaged.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ReferenceFileError(f"larger than {_MOST_BYTES} bytes: no reference", source=path.name)
         data = path.read_bytes()
     except OSError as error:
         raise ReferenceFileError(f"the reference cannot be read: {error.strerror or error}", source=path.name) from None
     try:
-        return _read(data)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, IndexError) as error:
+        reference = _read(data)
+        _check(reference)
+    except _UNSOUND as error:
         raise ReferenceFileError(
             f"not a reference of format {FORMAT}: {error}",
             source=path.name,
             hint="make one with `flowmrd reference build`",
         ) from None
+    return reference
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """Read one array of numbers; its header must agree with its bytes before anything is made of it."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(stream)
+    start = stream.tell()
+    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError("an array is not what its head says")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if columns_first else "C")
+
+
+def _check(one: Reference) -> None:
+    """Check that the parts of a reference fit each other, so that no search can stumble over them.
+
+    Raises
+    ------
+    ValueError
+        They do not.
+    """
+    learnt, d = one.learnt, len(one.features)
+
+    def want(sound: object, what: str) -> None:
+        if not sound:
+            raise ValueError(f"its {what} do not fit")
+
+    want(d and len(set(one.features)) == d, "markers")
+    want({*one.optional, *one.scatter} <= set(one.features), "markers")
+    want(one.points.ndim == 2 and one.points.shape[1] == d, "normal events")
+    trees = learnt.model.trees
+    size = len(trees.value)
+    nodes = (trees.value, trees.feature, trees.threshold, trees.missing_left, trees.left, trees.right, trees.leaf)
+    want(all(part.shape == (size,) for part in nodes) and math.isfinite(trees.baseline), "trees")
+    first = trees.first
+    want(first.ndim == 1 and len(first) >= 1 and first[0] == 0 and first[-1] == size, "trees")
+    want(np.all(np.diff(first) > 0) and np.all(np.isfinite(trees.value)), "trees")
+    inner = np.flatnonzero(~trees.leaf)
+    tree = np.searchsorted(first, inner, side="right") - 1
+    at, end = inner - first[tree], np.diff(first)[tree]
+    for child in (trees.left[inner], trees.right[inner]):
+        # Children stand behind their node: every walk ends, inside its tree.
+        want(np.all(child > at) and np.all(child < end), "trees")
+    want(np.all((trees.feature[inner] >= 0) & (trees.feature[inner] < d)), "trees")
+    want(len(learnt.calibrations), "sets of markers")
+    for pattern, calibration in learnt.calibrations.items():
+        densities, k = learnt.model.densities[pattern], len(pattern)
+        want(k and len(set(pattern)) == k and min(pattern) >= 0 and max(pattern) < d, "sets of markers")
+        want(densities.centre.shape == (k,) and densities.scale.shape == (k,), "densities")
+        want(np.all(np.isfinite(densities.centre)) and np.all(densities.scale > 0), "densities")
+        for mixture in (densities.normal, densities.blast):
+            m = mixture.weight.size
+            want(m and mixture.weight.shape == (m,) and mixture.mean.shape == (m, k), "densities")
+            want(mixture.covariance.shape == (m, k, k), "densities")
+            # A covariance that is none is a fault here, not in the middle of a search.
+            try:
+                np.linalg.cholesky(mixture.covariance)
+            except np.linalg.LinAlgError:
+                want(False, "densities")  # noqa: FBT003
+        abundances = densities.abundances
+        want(
+            abundances.ndim == 2 and abundances.shape[0] and abundances.shape[1] == densities.normal.components,
+            "densities",
+        )
+        knots = calibration.knots
+        want(knots.ndim == 1 and knots.size and calibration.ratio.shape == knots.shape, "calibrations")
+        want(np.all(np.diff(knots) > 0) and np.all(np.isfinite(calibration.ratio)), "calibrations")
+    judge = learnt.judge
+    for part in (judge.centre, judge.scale, judge.weight):
+        want(part.shape == (len(FEATURES),) and np.all(np.isfinite(part)), "judge of groups")
+    want(np.all(judge.scale > 0) and 0.0 <= judge.review <= judge.accept <= 1.0, "judge of groups")
+    want(math.isfinite(judge.intercept) and judge.relative_error >= 0.0, "judge of groups")
 
 
 def _read(data: bytes) -> Reference:
@@ -162,9 +259,7 @@ def _read(data: bytes) -> Reference:
         if head["format"] != FORMAT:
             raise ValueError(f"format {head['format']}")
         a = {
-            info.filename.removesuffix(".npy"): np.lib.format.read_array(
-                io.BytesIO(archive.read(info)), allow_pickle=False
-            )
+            info.filename.removesuffix(".npy"): _array(archive.read(info))
             for info in archive.infolist()
             if info.filename.endswith(".npy")
         }

@@ -67,9 +67,12 @@ class SeedAndGrowParams(Params):
     compared with the reference's range. `denominator` is the population whose size makes abundances comparable.
     `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
     how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
-    `stages` name normal cells by ranges of markers, first match first; `directions` say where blasts are known to go.
+    A group whose medians lie in all of `not_blasts` (aligned display units) has the phenotype of a mature cell: it is
+    put before a person, not accepted. `stages` name normal cells by ranges of markers, first match first; `directions`
+    say where blasts are known to go.
     `own_least` is the fewest accepted blasts that a subject's own phenotype is learnt from; `own_drift` by how much a
-    marker of it may move until a later sample (standard deviation, scaled units).
+    marker of it may move until a later sample (standard deviation, scaled units). `own_moved` is the shift from which
+    on a marker has changed, `own_lost` the share of events from which on a therapy's target is lost.
     """
 
     denominator: str
@@ -84,6 +87,9 @@ class SeedAndGrowParams(Params):
     least: int = Field(default=10, ge=5)
     own_least: int = Field(default=50, ge=20)
     own_drift: float = Field(default=0.03, gt=0)
+    own_moved: float = Field(default=0.06, gt=0)
+    own_lost: float = Field(default=0.2, gt=0, le=1)
+    not_blasts: dict[str, tuple[float, float]] = Field(default_factory=dict)
     stages: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
     directions: dict[str, Literal["over", "under", "both"]] = Field(default_factory=dict)
 
@@ -324,6 +330,8 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     for group in found.groups:
         probability = judge.probability(group.features)
         status = "accepted" if probability >= judge.accept else "rejected"
+        if status == "accepted" and _is_mature(x[group.members], reference.features, params):
+            status = "review" if len(group.members) >= params.least else "rejected"
         if status == "rejected" and probability >= judge.review and len(group.members) >= params.least:
             status = "review"
         if status == "accepted":
@@ -407,6 +415,17 @@ def _own(
         seed=prepared.seed,
         groups=groups,
     )
+
+
+def _is_mature(events: F32, features: tuple[str, ...], params: SeedAndGrowParams) -> bool:
+    """Say whether a group's medians lie in all ranges of a mature cell; a marker that is not there says nothing."""
+    middle = dict(zip(features, np.median(events, axis=0), strict=True))
+    known = [
+        low <= middle[marker] < high
+        for marker, (low, high) in params.not_blasts.items()
+        if marker in middle and not np.isnan(middle[marker])
+    ]
+    return bool(known) and all(known)
 
 
 def _control_checks(
