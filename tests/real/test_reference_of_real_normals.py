@@ -51,7 +51,7 @@ def test_the_other_half_of_a_healthy_marrow_is_not_positive(halves: tuple[Path, 
 
 
 def test_a_lymphoid_screening_tube_is_refused_by_a_marrow_template(shared_fcs: Path) -> None:
-    path = sorted((shared_fcs / "lst_optimalflow").glob("*.fcs"))[0]
+    path = min((shared_fcs / "lst_optimalflow").glob("*.fcs"))
     template = find_template("ball-mrd-10c")
 
     with pytest.raises(PanelMismatchError, match="no channel for"):
