@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.events import EventSource
 from flowmrd.errors import Level, QcFinding
 from flowmrd.gating.detection.describe import on_display, portray
+from flowmrd.gating.detection.own import OwnPhenotype
 from flowmrd.gating.detection.storage import Reference, load_reference
 from flowmrd.gating.engine import GatingResult
 from flowmrd.gating.methods.seed_and_grow import Detection, Knowledge, SeedAndGrowParams
@@ -45,8 +46,8 @@ def _loaded(path: str, _stamp: tuple[int, int]) -> Reference:
     return load_reference(Path(path))
 
 
-def knowledge_for(template: GatingTemplate, settings: Settings) -> Knowledge | None:
-    """Return what the template's search may know; `None` where it needs no reference.
+def knowledge_for(template: GatingTemplate, settings: Settings, *, own: OwnPhenotype | None = None) -> Knowledge | None:
+    """Return what the template's search may know, the subject's own blasts among it; `None` if it needs no reference.
 
     Raises
     ------
@@ -58,12 +59,13 @@ def knowledge_for(template: GatingTemplate, settings: Settings) -> Knowledge | N
     path = Path(settings.reference) if settings.reference else default_reference(template)
     if path is None:
         return Knowledge(reference=None, seed=settings.seed)
+    targets = tuple(dict.fromkeys(one.therapy_target for one in template.measurement if one.therapy_target))
     try:
         seen = path.stat()
         stamp = (seen.st_mtime_ns, seen.st_size)
     except OSError:
         stamp = (0, 0)
-    return Knowledge(reference=_loaded(str(path), stamp), seed=settings.seed)
+    return Knowledge(reference=_loaded(str(path), stamp), seed=settings.seed, own=own, targets=targets)
 
 
 def detection_of(gating: GatingResult) -> Detection | None:
@@ -175,6 +177,8 @@ def detection_record(detection: Detection, source: EventSource, nucleated: int) 
                 normals_most=portrait.normals_most,
                 middle={marker: float(v) for marker, v in zip(detection.features, middles, strict=True)},
                 aberrations=tuple(aberrations),
+                likeness=detection.own.likeness[k] if detection.own is not None else None,
+                distance=portrait.distance,
             )
         )
         step = -(-len(events) // _SHOWN)

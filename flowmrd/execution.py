@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from flowmrd import __version__
 from flowmrd.blasts import default_reference, searched
 from flowmrd.errors import SettingsError
+from flowmrd.gating.detection.own import OwnPhenotype, phenotype_from_json
 from flowmrd.gating.template import GatingTemplate, find_template
+from flowmrd.memory import remembers
 from flowmrd.pipeline import Acquisition, analyse
 from flowmrd.quantification.kinetics import subject_courses
 from flowmrd.records import (
@@ -34,13 +38,15 @@ from flowmrd.records import (
 )
 from flowmrd.settings import Settings
 
+# The visit of a diagnosis comes before all others of a subject.
+_DIAGNOSIS = "BL"
 # Packages whose version can move a number.
 NUMERIC_PACKAGES = ("flowkit", "flowutils", "numpy", "polars", "scikit-learn", "scipy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What the caller learns when one acquisition ends."""
+    """What the caller learns when one acquisition ends; `phenotype` are the blasts found, for later samples."""
 
     name: str
     events: int
@@ -48,6 +54,7 @@ class Done:
     failed: bool
     reused: bool
     summary: str
+    phenotype: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +93,8 @@ def run(
     if len(places) != len(acquisitions):
         raise SettingsError("two acquisitions have the same name", hint="name them apart in the manifest")
     finished: dict[str, Done] = {}
-    todo = [(one, templates[one.tube], settings, places[one.name], out, resume) for one in acquisitions]
-    for done in _each(todo, jobs):
+    todo = [_Work(one, templates[one.tube], settings, places[one.name], out, resume, None) for one in acquisitions]
+    for done in _each(_by_memory(todo), jobs):
         finished[done.name] = done
         on_done(done)
     results = StoredResults([places[one.name] for one in acquisitions])
@@ -100,29 +107,79 @@ def run(
     return RunOutcome(done=tuple(finished[one.name] for one in acquisitions), results=results, record=record)
 
 
-_Work = tuple[Acquisition, GatingTemplate, Settings, Path, Path, bool]
+class _Work(NamedTuple):
+    """One acquisition to analyse, where its result goes, and the subject's own blasts as far as they are known."""
+
+    acquisition: Acquisition
+    template: GatingTemplate
+    settings: Settings
+    place: Path
+    out: Path
+    resume: bool
+    own: Mapping[str, Any] | None
 
 
-def _each(todo: Sequence[_Work], jobs: int) -> Iterator[Done]:
-    if jobs <= 1 or len(todo) <= 1:
-        for work in todo:
-            yield _one(work)
+@dataclass(slots=True, kw_only=True)
+class _Chain:
+    """Acquisitions of one subject and tube, the diagnosis first; those after the first one with blasts know them.
+
+    What an acquisition knows depends on the manifest and on the files alone, not on who ends first.
+    """
+
+    waiting: list[_Work]
+    own: Mapping[str, Any] | None = None
+
+    def start(self) -> list[_Work]:
+        """Return what can be done now: the next one, or all once the blasts are known."""
+        count = len(self.waiting) if self.own is not None else 1
+        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+        return [work._replace(own=self.own) for work in ready]
+
+
+def _by_memory(todo: Sequence[_Work]) -> list[_Chain]:
+    """Line up each subject's acquisitions of one tube: visit of diagnosis first, then by day; all others alone."""
+    chains: dict[tuple[str, ...], list[_Work]] = {}
+    for number, work in enumerate(todo):
+        one = work.acquisition
+        linked = bool(one.subject) and one.diagnosis is None and remembers(work.template)
+        chains.setdefault((one.subject, one.tube) if linked else ("", "", str(number)), []).append(work)
+    return [_Chain(waiting=sorted(works, key=_when)) for works in chains.values()]
+
+
+def _when(work: _Work) -> tuple[bool, bool, int]:
+    one = work.acquisition
+    return one.visit != _DIAGNOSIS, one.study_day is None, one.study_day or 0
+
+
+def _each(chains: Sequence[_Chain], jobs: int) -> Iterator[Done]:
+    ready = deque((work, chain) for chain in chains for work in chain.start())
+
+    def ended(done: Done, chain: _Chain) -> None:
+        if chain.own is None:
+            chain.own = done.phenotype
+        # Those that waited come next: the subject's files end together.
+        ready.extendleft((work, chain) for work in reversed(chain.start() if chain.waiting else []))
+
+    if jobs <= 1 or sum(1 + len(chain.waiting) for chain in chains) <= 1:
+        while ready:
+            work, chain = ready.popleft()
+            done = _one(work)
+            yield done
+            ended(done, chain)
         return
     # A fresh interpreter per worker: threads of numpy and polars do not survive a fork.
-    with ProcessPoolExecutor(
-        max_workers=min(jobs, len(todo)), mp_context=get_context("spawn"), initializer=_start_worker
-    ) as pool:
-        waiting = iter(todo)
-        running: set[Future[Done]] = set()
-        for work in waiting:
-            running.add(pool.submit(_one, work))
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+        running: dict[Future[Done], _Chain] = {}
+        while ready or running:
             # No more than two files a worker are under way, however long the manifest.
-            if len(running) >= 2 * jobs:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ended)
-        while running:
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in ended)
+            while ready and len(running) < 2 * jobs:
+                work, chain = ready.popleft()
+                running[pool.submit(_one, work)] = chain
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                chain = running.pop(future)
+                done = future.result()
+                yield done
+                ended(done, chain)
 
 
 def _start_worker() -> None:
@@ -135,8 +192,9 @@ def _one(work: _Work) -> Done:
     """Analyse one acquisition and keep its result; runs in a worker."""
     from threadpoolctl import threadpool_limits
 
-    acquisition, template, settings, place, out, resume = work
-    key, sha256 = _key(acquisition, template, settings)
+    acquisition, template, settings, place, out, resume, kept_own = work
+    own = None if kept_own is None else phenotype_from_json(kept_own)
+    key, sha256 = _key(acquisition, template, settings, own)
     member_path = out / "membership" / f"{Path(acquisition.path).stem}.parquet"
     if resume and key is not None and stored_key(place) == key and (not settings.membership or member_path.is_file()):
         from flowmrd.records import read_result
@@ -149,15 +207,20 @@ def _one(work: _Work) -> Done:
             failed=not kept.populations,
             reused=True,
             summary="; ".join(kept.wording),
+            phenotype=kept.phenotype,
         )
     # One BLAS thread: the sums are then the same on every machine, and workers do not fight for cores.
     with threadpool_limits(1):
-        analysis = analyse(acquisition, template, settings, sha256=sha256)
+        analysis = analyse(acquisition, template, settings, sha256=sha256, own=own)
     if settings.membership and analysis.gating is not None:
         gating = analysis.gating
         write_membership({row.name: gating.memberships.mask(row.name) for row in template.population}, member_path)
     result = analysis.result
     write_result(result, place, key=key or "")
+    if result.phenotype is not None:
+        write_json(result.phenotype, place / "phenotype.json")
+    else:
+        (place / "phenotype.json").unlink(missing_ok=True)
     return Done(
         name=result.acquisition,
         events=result.events,
@@ -165,10 +228,13 @@ def _one(work: _Work) -> Done:
         failed=analysis.failed,
         reused=False,
         summary="; ".join(result.wording) if not analysis.failed else result.findings[-1].message,
+        phenotype=result.phenotype,
     )
 
 
-def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings) -> tuple[str | None, str]:
+def _key(
+    acquisition: Acquisition, template: GatingTemplate, settings: Settings, own: OwnPhenotype | None
+) -> tuple[str | None, str]:
     """Digest everything that one result depends on, and the file alone; no key when an input cannot be read."""
     from flowmrd.fcs import file_sha256
 
@@ -179,11 +245,12 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
         matrices = sorted({str(acquisition.matrix), settings.matrix} - {"None", "file", "none"})
         digests.extend(hashlib.sha256(Path(matrix).read_bytes()).hexdigest() for matrix in matrices)
         digests.extend(file_sha256(control.path) for control in acquisition.controls)
+        digests.extend([] if acquisition.diagnosis is None else [file_sha256(acquisition.diagnosis)])
         reference = Path(settings.reference) if settings.reference else default_reference(template)
         digests.extend([file_sha256(str(reference))] if reference is not None and searched(template) else [])
     except (OSError, ValueError):
         return None, sha256
-    own = acquisition.gate_set
+    gates = acquisition.gate_set
     text = json.dumps(
         {
             "version": __version__,
@@ -193,9 +260,11 @@ def _key(acquisition: Acquisition, template: GatingTemplate, settings: Settings)
             "acquisition": {
                 **asdict(replace(acquisition, gate_set=None)),
                 "path": Path(acquisition.path).name,
+                "diagnosis": acquisition.diagnosis and Path(acquisition.diagnosis).name,
                 "controls": [{**asdict(one), "path": Path(one.path).name} for one in acquisition.controls],
             },
-            "gate_set": None if own is None else [own.path.name, own.content],
+            "gate_set": None if gates is None else [gates.path.name, gates.content],
+            "own": None if own is None else own.digest,
             "settings": settings.model_dump(mode="json", exclude={"membership", "templates", "reference"}),
         },
         sort_keys=True,

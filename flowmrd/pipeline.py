@@ -7,7 +7,7 @@ assessment is not evaluable, and the batch goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,10 +44,21 @@ from flowmrd.documents.gate_set import GateSet
 from flowmrd.errors import AnalysisError, FcsError, InputError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile, Spillover, file_sha256, open_fcs, scan_values
 from flowmrd.gating.control import Intensities
+from flowmrd.gating.detection.own import OwnPhenotype
 from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.gate_set import subject_gates
-from flowmrd.gating.gates import Gate, Rectangle, gate_from_json, gate_markers, gate_to_json
+from flowmrd.gating.gates import Gate, Rectangle, Whole, gate_from_json, gate_markers, gate_to_json
 from flowmrd.gating.template import ROOT, GatingTemplate, Measurement, depends_on
+from flowmrd.memory import (
+    as_json,
+    is_phenotype,
+    learn_phenotype,
+    own_findings,
+    own_record,
+    read_phenotype,
+    remembers,
+    reviewed,
+)
 from flowmrd.panels import build_panels
 from flowmrd.quantification.absolute import acquisition_seconds, recorded_volume
 from flowmrd.quantification.rare_events import Call, Category, RareEventRules, load_rules, measure_mrd
@@ -63,12 +74,16 @@ from flowmrd.records import (
 )
 from flowmrd.settings import Settings
 
+# The gate method whose population is the time-QC mask.
+_TIME_MASK = "time_stable"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquisition:
     """One line of work: a file, the tube it was stained as, and what is known of the specimen.
 
-    `gate_set` holds gates that stand in for the template's; it has been checked against the template. `controls` are
+    `gate_set` holds gates that stand in for the template's; it has been checked against the template. `diagnosis` is an
+    earlier file of the subject, or a phenotype that a run kept, to learn the subject's own blasts from. `controls` are
     gated beside the acquisition where its template measures against controls.
     """
 
@@ -83,6 +98,7 @@ class Acquisition:
     matrix: str | None = None
     expected_sha256: str | None = None
     gate_set: GateSet | None = None
+    diagnosis: str | None = None
     specimen: Specimen = field(default_factory=Specimen)
     controls: tuple[Control, ...] = ()
     findings: tuple[QcFinding, ...] = ()
@@ -104,17 +120,19 @@ def analyse(
     *,
     sha256: str = "",
     reference: Path | None = None,
+    own: OwnPhenotype | None = None,
 ) -> Analysis:
     """Run the whole path on one acquisition; an untrustworthy file becomes a finding, never an exception.
 
-    `sha256` is the file's digest where it is known already; `reference` stands in for the settings' one.
+    `sha256` is the file's digest where it is known already; `reference` stands in for the settings' one. `own` are the
+    subject's blasts as an earlier acquisition showed them; without it they are learnt from `acquisition.diagnosis`.
     """
     if reference is not None:
         settings = settings.model_copy(update={"reference": str(reference)})
     try:
         sha256 = sha256 or file_sha256(acquisition.path)
         _check_identity(acquisition, sha256)
-        return _analyse(acquisition, template, settings, sha256)
+        return _analyse(acquisition, template, settings, sha256, own)
     except (InputError, AnalysisError, OSError) as error:
         return Analysis(result=_failed(acquisition, template, sha256, error), gating=None, failed=True)
 
@@ -128,11 +146,14 @@ def _check_identity(acquisition: Acquisition, sha256: str) -> None:
         )
 
 
-def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Settings, sha256: str) -> Analysis:
+def _analyse(
+    acquisition: Acquisition, template: GatingTemplate, settings: Settings, sha256: str, own: OwnPhenotype | None
+) -> Analysis:
     opened = open_acquisition(acquisition, template, settings)
     fcs, panel, source, statement = opened.fcs, opened.panel, opened.source, opened.statement
     overrides = _overrides(acquisition, template, fcs, source)
-    knowledge = knowledge_for(template, settings)
+    own, memory_findings = _remembered(acquisition, template, settings, own)
+    knowledge = knowledge_for(template, settings, own=own)
     gating = apply_template(source, template, overrides=overrides, usable=opened.usable, knowledge=knowledge)
     anchor, anchor_findings = _anchor(acquisition, template, settings, source, gating, overrides)
     if anchor is not None:
@@ -158,6 +179,7 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         *_count_findings(fcs, gating, template),
         *gating.findings,
         *search_findings(template, gating),
+        *memory_findings,
     ]
     if time is not None and template.quality.denominator:
         findings = list(
@@ -174,14 +196,24 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
     verdict = quality.overall(findings)
     cart = _cart(acquisition, template, gating, fcs, anchor, source.markers, verdict)
     findings.extend(cart.findings)
+    found = detection_of(gating)
     measured = [
         (*cart.rows[one.analyte], ())
         if one.analyte in cart.rows
         else _measure(acquisition, template, one, gating, source, verdict)
         for one in template.measurement
+        if one.kind != "own" or (found is not None and found.own is not None)
     ]
     for _, _, extra in measured:
         findings.extend(extra)
+    rows, said = reviewed([row for row, _, _ in measured], template)
+    findings.extend(said)
+    record = own_record(gating, source)
+    findings.extend(own_findings(record, gating, template, own))
+    untimed = _without_time_quality(
+        acquisition, template, settings, opened, source, overrides, gating, verdict, measured
+    )
+    findings.extend(finding for _, _, extra in untimed for finding in extra)
     result = replace(
         _unassessed(acquisition, template, sha256),
         events=fcs.event_count,
@@ -189,11 +221,13 @@ def _analyse(acquisition: Acquisition, template: GatingTemplate, settings: Setti
         compensation=statement,
         populations=_population_rows(gating, template),
         gates=_placed_rows(gating, template),
-        measurements=tuple(row for row, _, _ in measured),
-        wording=tuple(text for _, text, _ in measured),
+        measurements=(*rows, *(row for row, _, _ in untimed)),
+        wording=tuple(text for _, text, _ in (*measured, *untimed)),
         findings=tuple(findings),
         panels=build_panels(source, gating),
         detection=_detection(template, gating, source),
+        own=record,
+        phenotype=as_json(_learnt(acquisition, template, gating, sha256)),
         time=_time_series(time),
         margins=margins,
         markers={marker: channel.pnn for marker, channel in panel.channels.items()},
@@ -233,6 +267,115 @@ def open_acquisition(acquisition: Acquisition, template: GatingTemplate, setting
         statement=statement,
         findings=(*unusable, *matrix_findings),
     )
+
+
+def _remembered(
+    acquisition: Acquisition, template: GatingTemplate, settings: Settings, own: OwnPhenotype | None
+) -> tuple[OwnPhenotype | None, tuple[QcFinding, ...]]:
+    """Return the subject's own blasts: as given, else read or learnt from the diagnosis that is named."""
+    if own is not None or acquisition.diagnosis is None or not remembers(template):
+        return own, ()
+    name = Path(acquisition.diagnosis).name
+    try:
+        if is_phenotype(acquisition.diagnosis):
+            return read_phenotype(acquisition.diagnosis), ()
+        learnt = phenotype_of(acquisition.diagnosis, template, settings, matrix=acquisition.matrix)
+        why = "too few blasts were accepted, or there is no reference to search against"
+    except (InputError, AnalysisError, OSError) as error:
+        learnt, why = None, str(error)
+    if learnt is not None:
+        return learnt, ()
+    text = f"The subject's own blasts could not be learnt from {name}: {why}."
+    return None, (QcFinding(level=Level.WARNING, code="OWN_UNUSABLE", message=text, where=name),)
+
+
+def phenotype_of(
+    path: str, template: GatingTemplate, settings: Settings, *, matrix: str | None = None
+) -> OwnPhenotype | None:
+    """Learn a subject's own blasts from a file; `None` where too few are accepted.
+
+    Raises
+    ------
+    InputError, AnalysisError
+        The file cannot be read or gated.
+    """
+    one = Acquisition(name=Path(path).stem, path=path, tube=template.template.id, matrix=matrix)
+    opened = open_acquisition(one, template, settings)
+    gating = apply_template(opened.source, template, usable=opened.usable, knowledge=knowledge_for(template, settings))
+    return _learnt(one, template, gating, file_sha256(path))
+
+
+def _learnt(
+    acquisition: Acquisition, template: GatingTemplate, gating: GatingResult, sha256: str
+) -> OwnPhenotype | None:
+    if not remembers(template):
+        return None
+    return learn_phenotype(
+        gating,
+        acquisition=acquisition.name,
+        visit=acquisition.visit,
+        file_sha256=sha256,
+        template=template.template.id,
+    )
+
+
+def _without_time_quality(
+    acquisition: Acquisition,
+    template: GatingTemplate,
+    settings: Settings,
+    opened: Opened,
+    source: EventSource,
+    overrides: Mapping[str, tuple[Gate, str]],
+    gating: GatingResult,
+    verdict: str,
+    measured: Sequence[tuple[MeasurementRow, str, tuple[QcFinding, ...]]],
+) -> list[tuple[MeasurementRow, str, tuple[QcFinding, ...]]]:
+    """Measure residual disease as if no stretch of time had been left out.
+
+    Where none was, the row repeats the counts; else all is gated again with the mask's population taken as whole.
+    """
+    masks = [row for row in template.population if row.method == _TIME_MASK]
+    kinds = {one.analyte: one for one in template.measurement if one.kind == "mrd"}
+    wanted = [(kinds[found[0].analyte], found) for found in measured if found[0].analyte in kinds]
+    if not masks or not wanted:
+        return []
+    counts = {ROOT: gating.memberships.root_count, **gating.counts}
+    removed = sum(counts[row.parent] - counts[row.name] for row in masks)
+    again = gating
+    if removed:
+        whole = {row.name: (Whole(), "all of the acquisition, for comparison") for row in masks}
+        again = apply_template(
+            source,
+            template,
+            overrides={**overrides, **whole},
+            usable=opened.usable,
+            knowledge=knowledge_for(template, settings),
+        )
+    out: list[tuple[MeasurementRow, str, tuple[QcFinding, ...]]] = []
+    for one, (row, text, _) in wanted:
+        other = one.model_copy(update={"analyte": f"{one.analyte}-NOTIMEQC"})
+        if not removed:
+            said = text.replace(one.analyte, other.analyte, 1)
+            out.append((replace(row, analyte=other.analyte, mrd_neg_1e4=""), said, ()))
+            continue
+        open_row, said, _ = _measure(acquisition, template, other, again, source, verdict)
+        out.append((replace(open_row, mrd_neg_1e4=""), said, _differ(row, open_row, removed)))
+    return out
+
+
+def _differ(row: MeasurementRow, other: MeasurementRow, removed: int) -> tuple[QcFinding, ...]:
+    """Say where a result hangs on the time-QC mask: the two intervals have nothing in common."""
+    limits = (row.ci_low, row.ci_high, other.ci_low, other.ci_high)
+    if None in limits:
+        return ()
+    low, high, other_low, other_high = (float(limit) for limit in limits if limit is not None)
+    if low <= other_high and other_low <= high:
+        return ()
+    text = (
+        f"{row.analyte} hangs on what the time check left out ({removed:,} events): {100 * (row.fraction or 0):.2g} % "
+        f"with it, {100 * (other.fraction or 0):.2g} % without."
+    )
+    return (QcFinding(level=Level.WARNING, code="TIME_QC_MATTERS", message=text, where=row.numerator),)
 
 
 def _source(
@@ -590,7 +733,8 @@ def _measure(
     routes = [route.name for route in one.routes if set(route.markers) <= set(source.markers)]
     # Where the therapy is not stated, no proof of negativity may rest on a gate that needs its target.
     stated = acquisition.after_cd19_therapy
-    detection = detection_of(gating) if one.numerator == searched(template) else None
+    by_search = one.kind == "own" or one.numerator == searched(template)
+    detection = detection_of(gating) if by_search else None
     result = measure_mrd(
         numerator_events=numerator,
         denominator_events=denominator,
@@ -633,7 +777,7 @@ def _measure(
     call = result.call
     if verdict == "FAIL" and call is Call.NOT_DETECTED and result.category is not Category.UNDETECTED_INSUFFICIENT:
         call = Call.REVIEW
-    if one.numerator == searched(template):
+    if by_search:
         call = _search_call(call, template, gating, one)
     value = result.value_percent
     row = MeasurementRow(
@@ -666,7 +810,7 @@ def _search_call(call: Call, template: GatingTemplate, gating: GatingResult, one
     if reasons_to_review(template, gating):
         return Call.REVIEW
     detection = detection_of(gating)
-    if call is Call.NOT_DETECTED and detection is not None:
+    if call is Call.NOT_DETECTED and detection is not None and one.kind != "own":
         waiting = int(np.count_nonzero(detection.review)) + gating.counts[one.numerator]
         if waiting >= _rules(one).lod_events and np.any(detection.review):
             return Call.REVIEW
@@ -768,6 +912,7 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
             gate_set=_provenance(acquisition, template, one),
         )
         for one in template.measurement
+        if one.kind != "own"
     )
     return AcquisitionResult(
         acquisition=acquisition.name,

@@ -287,7 +287,8 @@ class BlastGroup:
 
     `status` is accepted, review or rejected; `probability` is the judge's; `normals_most` is the largest share of
     nucleated cells that any normal of the reference has in that place; `middle` the median of each marker (scaled
-    units of the sample); `likeness` the share of the group inside the subject's own earlier phenotype, if known.
+    units of the sample); `likeness` the share of the group inside the subject's own earlier phenotype, if known (LAIP
+    overlap); `distance` how far its middle is from the nearest normal stage, in deviations (DfN).
     """
 
     name: str
@@ -300,6 +301,7 @@ class BlastGroup:
     middle: Mapping[str, float]
     aberrations: tuple[Aberration, ...]
     likeness: float | None = None
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -322,6 +324,41 @@ class DetectionRecord:
     normals: NDArray[np.float32]
     events: NDArray[np.float32]
     owner: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """One marker of a subject's blasts against the diagnosis: the events that were found by the own phenotype.
+
+    `shift` is in scaled units with its standard error, `shift_log10` in decades (`None` where a value is not above
+    zero, and for scatter); `moved` says whether both say so: far enough, and surely.
+    """
+
+    marker: str
+    shift: float
+    error: float
+    shift_log10: float | None
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRecord:
+    """What the subject's own phenotype found: which one it was, its events, and what has changed since.
+
+    `events` are those called, `expected` the sum of their probabilities, `shared` those that the general search
+    accepted too. `lost` maps the marker of a therapy's target to the share of the called events that have lost it.
+    """
+
+    acquisition: str
+    visit: str
+    file_sha256: str
+    phenotype_sha256: str
+    blasts: int
+    events: int
+    expected: float
+    shared: int
+    drift: tuple[Drift, ...]
+    lost: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -358,6 +395,8 @@ class AcquisitionResult:
     cleanup: tuple[CleanupRow, ...] = ()
     internal_controls: tuple[ControlRow, ...] = ()
     detection: DetectionRecord | None = None
+    own: OwnRecord | None = None
+    phenotype: Mapping[str, Any] | None = None  # the blasts found here, for later samples (JSON)
     hemodilution: str = ""  # OK | UNCERTAIN | SUSPECT, empty where it was not judged
 
 
@@ -452,6 +491,7 @@ BLAST_GROUPS: Mapping[str, str] = {
     "normals_most": _REAL,
     "aberrant_markers": _COUNT,
     "likeness": _REAL,
+    "distance": _REAL,
     "reference": _TEXT,
     "reference_sha256": _TEXT,
     "reference_simulated": _FLAG,
@@ -489,6 +529,20 @@ KINETICS_FINDINGS: Mapping[str, str] = {
     "code": _TEXT,
     "message": _TEXT,
 }
+DRIFT: Mapping[str, str] = {
+    "subject": _TEXT,
+    "visit": _TEXT,
+    "acquisition": _TEXT,
+    "diagnosis": _TEXT,
+    "marker": _TEXT,
+    "events": _COUNT,
+    "shift": _REAL,
+    "error": _REAL,
+    "shift_log10": _REAL,
+    "moved": _FLAG,
+    "lost": _REAL,
+    "phenotype_sha256": _TEXT,
+}
 SCHEMAS: Mapping[str, Mapping[str, str]] = {
     "populations": POPULATIONS,
     "measurements": MEASUREMENTS,
@@ -498,6 +552,7 @@ SCHEMAS: Mapping[str, Mapping[str, str]] = {
     "internal_controls": INTERNAL_CONTROLS,
     "blast_groups": BLAST_GROUPS,
     "aberrations": ABERRATIONS,
+    "drift": DRIFT,
 }
 
 
@@ -530,6 +585,15 @@ def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[obj
             rows[name].extend(
                 (result.acquisition, *(getattr(row, column) for column in SCHEMAS[name] if column != "acquisition"))
                 for row in found
+            )
+        if (own := result.own) is not None:
+            rows["drift"].extend(
+                (
+                    *(result.subject, result.visit, result.acquisition, own.acquisition, one.marker, own.events),
+                    *(one.shift, one.error, one.shift_log10, one.moved, own.lost.get(one.marker)),
+                    own.phenotype_sha256,
+                )
+                for one in own.drift
             )
         if result.detection is not None:
             rows["blast_groups"].extend(_group_rows(result.acquisition, result.detection))
@@ -564,6 +628,7 @@ def _group_rows(acquisition: str, found: DetectionRecord) -> Iterator[tuple[obje
             group.normals_most,
             sum(one.aberrant for one in group.aberrations),
             group.likeness,
+            group.distance,
             found.reference,
             found.reference_sha256,
             found.simulated,
@@ -816,8 +881,13 @@ def read_result(folder: Path) -> AcquisitionResult:
             "panels": panels,
             "time": time,
             "detection": detection,
+            "own": _own(document.get("own")),
         }
     )
+
+
+def _own(kept: Any) -> OwnRecord | None:
+    return None if kept is None else OwnRecord(**{**kept, "drift": tuple(Drift(**one) for one in kept["drift"])})
 
 
 def _detection(kept: Any, arrays: Mapping[str, NDArray[Any]]) -> DetectionRecord:

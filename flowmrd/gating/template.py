@@ -91,7 +91,8 @@ class Route(_Document):
 class Measurement(_Document):
     """What is reported: numerator and denominator populations and the event rule.
 
-    `kind` is `mrd` (judged against `target_fraction`, with `mrd_neg_1e4`), `fraction` (a share with its limits), or one
+    `kind` is `mrd` (judged against `target_fraction`, with `mrd_neg_1e4`), `own` (the same by
+    the subject's own earlier phenotype; no row where none is known), `fraction` (a share with its limits), or one
     of an engineered-cell tube: `car` (a share with the background of controls subtracted), `car_detected`,
     `car_absolute` (per µl of blood) and `aplasia` (B cells). Of a `car` measurement, `channel` is the marker of the
     detection reagent and `strata` are the populations by which a control is weighed to the sample's composition.
@@ -102,7 +103,7 @@ class Measurement(_Document):
     """
 
     analyte: str
-    kind: Literal["mrd", "fraction", "car", "car_detected", "car_absolute", "aplasia"] = "mrd"
+    kind: Literal["mrd", "own", "fraction", "car", "car_detected", "car_absolute", "aplasia"] = "mrd"
     numerator: str
     denominator: str
     rules: str = "iccs_20_50"
