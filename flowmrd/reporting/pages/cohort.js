@@ -29,7 +29,7 @@
     prefersDark.addEventListener("change", redraw);
     addEventListener("beforeprint", () => {
       printing = true;
-      document.querySelectorAll(".chart[data-chart]").forEach((chart) => { if (chart.offsetParent) draw(chart); });
+      document.querySelectorAll(".chart[data-chart]").forEach((chart) => { if (chart.checkVisibility()) draw(chart); });
     });
     addEventListener("afterprint", () => { printing = false; redraw(); });
   });
