@@ -6,6 +6,7 @@ so that tables, run folder and report are those of every other run.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from flowmrd.cytometry import quality
 from flowmrd.errors import AnalysisError, FcsError, Level, QcFinding
 from flowmrd.fcs import ChannelKind, FcsFile, file_sha256, open_fcs, scan_values
 from flowmrd.gating.gates import Ellipsoid, Gate, Intervals, Polygon, Rectangle, gate_markers, gate_to_json
+from flowmrd.gating.interop.display import as_displayed
 from flowmrd.gating.interop.document import (
     Dimension,
     DimensionSource,
@@ -27,6 +29,7 @@ from flowmrd.gating.interop.document import (
     column_names,
     evaluate,
 )
+from flowmrd.gating.interop.export import native_scale
 from flowmrd.gating.interop.load import load_strategy
 from flowmrd.records import (
     BINS,
@@ -107,6 +110,7 @@ def gate_by_document(
         return _failed(path, document, sha256, error)
     evaluation = evaluate(strategy, fcs)
     names = {key: name for key, name in column_names(strategy.gates).items() if key in evaluation.counts}
+    drawn = _Drawn(strategy, fcs)
     findings = (*fcs.findings, *evaluation.findings)
     result = replace(
         _empty(path, document, sha256),
@@ -114,10 +118,10 @@ def gate_by_document(
         qc=quality.overall(findings),
         compensation=_compensation(strategy),
         populations=_populations(strategy, evaluation, names, fcs.event_count),
-        gates=_placed(strategy, names),
+        gates=_placed(drawn, names),
         findings=findings,
-        panels=foreign_panels(fcs, strategy, evaluation, names) if panels else (),
-        markers={key: one.channel for key, one in strategy.dimensions.items()},
+        panels=_panels(drawn, evaluation, names) if panels else (),
+        markers={drawn.labels[key]: one.channel for key, one in drawn.strategy.dimensions.items()},
     )
     complete = not strategy.unread and len(names) == len(strategy.gates)
     complete &= not any(one.code in {"GATE_LEFT_OUT", "GATE_CIRCLE"} for one in evaluation.findings)
@@ -185,7 +189,49 @@ def _populations(
     )
 
 
-def _placed(strategy: ForeignStrategy, names: Mapping[str, str]) -> tuple[PlacedGate, ...]:
+class _Drawn:
+    """A document's gates as they are drawn: on the display scale of their channels, under names of axes that differ."""
+
+    def __init__(self, strategy: ForeignStrategy, fcs: FcsFile) -> None:
+        self.fcs = fcs
+        displayed = as_displayed(strategy)
+        used = dict.fromkeys(key for one in displayed.gates for key in gate_markers(one.gate))
+        self.strategy = replace(displayed, dimensions={key: displayed.dimensions[key] for key in used})
+        self.source = DimensionSource(fcs, self.strategy)
+        self.scales = {key: self._scale(key) for key in self.strategy.dimensions}
+        # A channel that is drawn on two scales, or with and without compensation, has two axes, and each its name.
+        self.labels: dict[str, str] = {}
+        meant: dict[str, tuple[object, ...]] = {}
+        for key, one in self.strategy.dimensions.items():
+            plain = self.source.label(key)
+            mine = (one.compensation, one.scale, one.ticks, one.ratio)
+            kind = str((self.scales[key] or {"kind": "own scale"})["kind"])
+            tries = itertools.chain((plain, f"{plain}, {kind}"), (f"{plain}, {kind} {n}" for n in itertools.count(2)))
+            label = next(name for name in tries if meant.get(name, mine) == mine)
+            meant[label] = mine
+            self.labels[key] = label
+
+    def _scale(self, key: str) -> Mapping[str, float | str] | None:
+        """Return the scale as ours; nothing where only the foreign program has it."""
+        name = self.strategy.dimensions[key].scale
+        if name is None:
+            return {"kind": "linear", "T": 1.0, "A": 0.0}
+        native = native_scale(self.strategy.scales[name])
+        return None if native is None else native.params()
+
+    def gate(self, gate: Gate) -> dict[str, object]:
+        """Return a gate's JSON under the names of its axes, with their scales."""
+        data = gate_to_json(gate)
+        keys = gate_markers(gate)
+        if "markers" in data:
+            data["markers"] = [self.labels[key] for key in keys]
+        elif "marker" in data:
+            data["marker"] = self.labels[keys[0]]
+        data["scales"] = {self.labels[key]: dict(scale) for key in keys if (scale := self.scales[key]) is not None}
+        return data
+
+
+def _placed(drawn: _Drawn, names: Mapping[str, str]) -> tuple[PlacedGate, ...]:
     return tuple(
         PlacedGate(
             population=names[one.path],
@@ -193,15 +239,15 @@ def _placed(strategy: ForeignStrategy, names: Mapping[str, str]) -> tuple[Placed
             parent=names[one.parent] if one.parent else _ROOT,
             method=type(one.gate).__name__.lower(),
             purpose="",
-            channels=gate_markers(one.gate),
+            channels=tuple(drawn.labels[key] for key in gate_markers(one.gate)),
             parameters={},
-            gate=gate_to_json(one.gate),
+            gate=drawn.gate(one.gate),
             found={},
             bound_hit="",
             fallback="",
-            reason=f"drawn in {strategy.source}",
+            reason=f"drawn in {drawn.strategy.source}",
         )
-        for one in strategy.gates
+        for one in drawn.strategy.gates
         if one.path in names
     )
 
@@ -352,8 +398,9 @@ def differing(run: ForeignRun, fcs: FcsFile, rows: Sequence[CountRow]) -> Acquis
         for row in rows
         if row.agrees and row.our_events != row.their_events and row.raster_events
     )
-    panels = foreign_panels(fcs, run.strategy, run.evaluation, run.names, only=[row.path for row in off])
-    return replace(run.result, findings=(*run.result.findings, *findings, *notes), panels=panels)
+    panels = _panels(_Drawn(run.strategy, fcs), run.evaluation, run.names, only=[row.path for row in off])
+    told = (*run.result.findings, *findings, *notes)
+    return replace(run.result, findings=told, qc=quality.overall(told), panels=panels)
 
 
 # --------------------------------------------------------------------------------------------------------------- panels
@@ -366,20 +413,17 @@ class _View:
     y: str
 
 
-def foreign_panels(
-    fcs: FcsFile,
-    strategy: ForeignStrategy,
-    evaluation: Evaluation,
-    names: Mapping[str, str],
-    *,
-    only: Iterable[str] | None = None,
+def _panels(
+    drawn: _Drawn, evaluation: Evaluation, names: Mapping[str, str], *, only: Iterable[str] | None = None
 ) -> tuple[PlotPanel, ...]:
     """Return a panel a parent and pair of dimensions: every event of the parent, and the gates drawn there.
 
     `only` limits it to views that show one of these gates (paths).
     """
+    fcs = drawn.fcs
     other = _second_axis(fcs.channels)
-    strategy = replace(strategy, dimensions={**strategy.dimensions, **{one.key: one for one in other}})
+    beside = {**drawn.strategy.dimensions, **{one.key: one for one in other}}
+    strategy = replace(drawn.strategy, dimensions=beside)
     views: dict[_View, list[str]] = {}
     gates = {one.path: one for one in strategy.gates if one.path in names}
     for path, one in gates.items():
@@ -394,7 +438,7 @@ def foreign_panels(
         return ()
     source = DimensionSource(fcs, strategy)
     keys = tuple(key for key in source.markers if any(key in (view.x, view.y) for view in views))
-    axes = _axes(source, strategy, keys, [gates[path].gate for path in gates])
+    axes = _axes(source, strategy, keys, [gates[path].gate for path in gates], drawn)
     density = _densities(source, evaluation, keys, axes, list(views))
     panels = []
     for view, paths in views.items():
@@ -438,7 +482,7 @@ def _view(parent: str, gate: Gate, strategy: ForeignStrategy, other: tuple[Dimen
 
 
 def _axes(
-    source: DimensionSource, strategy: ForeignStrategy, keys: tuple[str, ...], gates: list[Gate]
+    source: DimensionSource, strategy: ForeignStrategy, keys: tuple[str, ...], gates: list[Gate], drawn: _Drawn
 ) -> dict[str, Axis]:
     step = max(1, source.event_count // _SAMPLE_EVENTS)
     parts: dict[str, list[F64]] = {key: [] for key in keys}
@@ -455,23 +499,14 @@ def _axes(
         margin = 0.03 * (high - low) or 0.5
         dimension = strategy.dimensions[key]
         axes[key] = Axis(
-            marker=source.label(key),
+            marker=drawn.labels.get(key, source.label(key)),
             channel=dimension.channel,
-            transform=_drawn_as(strategy, dimension),
+            # A scale that only the foreign program has is ticked in its own units.
+            transform=drawn.scales.get(key) or {"kind": "linear", "T": 1.0, "A": 0.0},
             lo=low - margin,
             hi=high + margin,
         )
     return axes
-
-
-def _drawn_as(strategy: ForeignStrategy, dimension: Dimension) -> Mapping[str, float | str]:
-    """Return the scale for the ticks; one that only the foreign program has is ticked in its own units."""
-    from flowmrd.gating.interop.export import native_scale
-
-    scale = strategy.scales.get(dimension.scale or "")
-    native = None if scale is None else native_scale(scale)
-    params: Mapping[str, float | str] = {"kind": "linear", "T": 1.0, "A": 0.0}
-    return params if native is None else native.params()
 
 
 def _edges(gate: Gate, key: str) -> list[float]:

@@ -664,7 +664,7 @@ def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
 
     Parameters
     ----------
-    gate : JSON form of a gate (`flowmrd.gating.gates.gate_to_json`)
+    gate : JSON form of a gate (`flowmrd.gating.gates.gate_to_json`); its own `scales` (marker → scale) come first
     scales : marker → axis
 
     Raises
@@ -672,6 +672,12 @@ def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
     GatingError
         the gate's kind is unknown
     """
+    own = gate.get("scales")
+    if isinstance(own, Mapping):
+        scales = {
+            str(name): Axis(marker=str(name), channel="", transform=scale, lo=0.0, hi=1.0)
+            for name, scale in own.items()
+        }
     match gate_from_json(gate):
         case Rectangle(markers=markers, low=low, high=high):
             parts = [_range_text(*side, scales) for side in zip(markers, low, high, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from flowmrd.cytometry.events import EventSource, resolve_panel
 from flowmrd.fcs import FcsFile, Spillover, read_fcs
+from flowmrd.foreign import compare_counts, differing, gate_by_document
 from flowmrd.gating.engine import apply_template
 from flowmrd.gating.gates import Rectangle
 from flowmrd.gating.interop import diva, flowjo, kaluza
@@ -17,6 +19,7 @@ from flowmrd.gating.interop.as_template import to_template
 from flowmrd.gating.interop.document import Evaluation, ForeignStrategy, evaluate
 from flowmrd.gating.interop.vendor_scales import BINS, binning_bound
 from flowmrd.gating.template import load_template
+from flowmrd.reporting.report import describe_cut
 
 DIVA_47333 = {
     "P1": 88871,
@@ -186,3 +189,44 @@ def test_the_kaluza_container_on_another_file_says_what_is_missing(shared_fcs: P
     codes = [finding.code for finding in evaluation.findings]
     assert codes[0] == "OTHER_FILE"
     assert codes.count("GATE_LEFT_OUT") == 8
+
+
+def test_rectangles_of_a_workspace_are_drawn_on_the_display_scale_and_described_in_channel_values(
+    shared_fcs: Path,
+) -> None:
+    folder = shared_fcs / "workspaces/flowsom_mouse_spleen"
+    result = gate_by_document(folder / "68983.fcs", folder / "gating.wsp").result
+    panel = next(one for one in result.panels if one.parent == "NK1_1-")
+    assert (panel.x.marker, panel.x.channel, panel.x.transform["kind"]) == ("CD19", "PE-Cy5-A", "biex")
+    assert all(np.all((gate.outline[0] > panel.x.lo) & (gate.outline[0] < panel.x.hi)) for gate in panel.gates)
+    cuts = {gate.population: describe_cut(gate.gate, {}) for gate in result.gates}
+    assert cuts["NK1_1+"] == "NK1/1 2,280 to 113,000, FSC-A 37,600 to 153,000"
+    assert cuts["CD8 T cells"] == "CD4 −425 to 410, CD8 683 to 59,200"
+    assert cuts["Lymphocytes"] == "polygon of 12 vertices on FSC-A × SSC-A"
+
+
+def test_a_channel_on_two_scales_has_two_axes_with_names_of_their_own(shared_fcs: Path) -> None:
+    folder = shared_fcs / "ball_mrd_real"
+    result = gate_by_document(folder / "47333tubeB10001.fcs", folder / "47333_diva.xml").result
+    markers = {axis.marker for panel in result.panels for axis in (panel.x, panel.y)}
+    assert {"CD19", "CD19, log"} <= markers
+    assert "CD19, log" in result.markers
+
+
+def test_counts_that_differ_are_drawn_and_the_file_is_no_pass(shared_fcs: Path, tmp_path: Path) -> None:
+    folder = shared_fcs / "workspaces/flowsom_mouse_spleen"
+    text = (folder / "gating.wsp").read_text(encoding="utf-8", errors="surrogateescape")
+    document = tmp_path / "gating.wsp"
+    changed = re.sub(r'(<Population name="T cells"[^>]*count=")\d+"', r'\g<1>9999"', text)
+    document.write_text(changed, encoding="utf-8", errors="surrogateescape")
+    fcs = read_fcs(folder / "68983.fcs")
+    run = gate_by_document(folder / "68983.fcs", document, panels=False)
+    assert run.result.qc == "PASS"
+    result = differing(run, fcs, compare_counts(run, fcs))
+    assert result.qc == "WARN"
+    assert [one.message for one in result.findings if one.code == "COUNT_DIFFERS"] == [
+        "T cells: 10,747 events here, 9,999 in gating.wsp."
+    ]
+    assert [(panel.parent, [gate.population for gate in panel.gates]) for panel in result.panels] == [
+        ("NK1_1-", ["B cells", "T cells"])
+    ]

@@ -347,6 +347,18 @@ def test_a_cut_is_described_in_channel_values(gate: Mapping[str, object], text: 
     assert describe_cut(gate, SCALES) == text
 
 
+def test_a_gate_that_brings_its_own_scales_is_described_on_them() -> None:
+    gate = {
+        "kind": "rectangle",
+        "markers": ["CD19"],
+        "low": [0.5],
+        "high": [None],
+        "scales": {"CD19": {"kind": "linear", "T": 20000.0, "A": 0.0}},
+    }
+    assert describe_cut(gate, SCALES) == "CD19 ≥ 10,000"
+    assert describe_cut({**gate, "scales": {}}, SCALES) == "CD19 ≥ 0.500 (scaled)"
+
+
 def test_the_key_panel_shows_all_target_events_among_others(results: Results) -> None:
     for result, parent in zip(results[:4], ("viable", "cd19", "cd19", "cd19"), strict=True):
         panel = key_panel(result.panels)
