@@ -1,8 +1,13 @@
-"""Shared fixtures: where the real files are."""
+"""Shared fixtures: where the real files are, and one small reference of simulated normals."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -31,3 +36,75 @@ def shared_fcs(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("the real FCS files (shared/fcs) are not beside the repository")
     return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallReference:
+    """A reference built by the command line from small simulated marrows, and what it was built from.
+
+    `template` is `ball-mrd-10c` with CD58 optional. `mrd` has 1 % of blasts, `clear` none; both come with labels.
+    """
+
+    file: Path
+    template: Path
+    normals: Path
+    diagnoses: Path
+    mrd: Path
+    clear: Path
+    printed: str
+
+
+def _optional_marker(text: str, marker: str) -> str:
+    """Let the search of a template look at a marker where the file has it."""
+    start = text.index('name = "blasts"')
+    head, row = text[:start], text[start:]
+    row = row.replace(f'"{marker}", ', "", 1).replace("optional = []", f'optional = ["{marker}"]', 1)
+    channel = f'[[channel]]\nmarker = "{marker}"\n'
+    assert channel in head
+    return head.replace(channel, f"{channel}required = false\n", 1) + row
+
+
+@pytest.fixture(scope="session")
+def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
+    """Build a reference from eight normals and eight diagnoses (some 20 s)."""
+    from flowmrd.cli import main
+    from flowmrd.simulation import Parameters, simulate, write_simulated
+
+    folder = tmp_path_factory.mktemp("reference")
+    places = {name: folder / name for name in ("normals", "diagnoses", "samples")}
+    for place in places.values():
+        place.mkdir()
+    scenarios = ("normal", "regenerating", "recovery", "normal", "regenerating", "aplasia", "normal", "induction")
+    for i, scenario in enumerate(scenarios):
+        case = simulate(Parameters(events=20_000, scenario=scenario, blasts=0.0), 5100 + i)
+        write_simulated(case, places["normals"], f"normal-{i}")
+        case = simulate(Parameters(events=5_000, scenario="diagnosis", blasts=0.5), 5200 + i)
+        write_simulated(case, places["diagnoses"], f"diagnosis-{i}")
+    for name, share in (("mrd", 0.01), ("clear", 0.0)):
+        case = simulate(Parameters(events=30_000, scenario="normal", blasts=share), 5300)
+        write_simulated(case, places["samples"], name)
+    shipped = REPOSITORY / "gating_templates" / "ball-mrd-10c.toml"
+    template = folder / "small-tube.toml"
+    text = shipped.read_text(encoding="utf-8").replace('id = "ball-mrd-10c"', 'id = "small-tube"', 1)
+    template.write_text(_optional_marker(text, "CD58"), encoding="utf-8")
+    out = folder / "small.reference"
+    command = ["flowmrd", "reference", "build", str(places["normals"]), "--diagnoses", str(places["diagnoses"])]
+    command += ["--template", str(template), "--seed", "1", "--simulated", "--out", str(out)]
+    printed = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        main()
+    assert out.is_file(), printed.getvalue()
+    return SmallReference(
+        file=out,
+        template=template,
+        normals=places["normals"],
+        diagnoses=places["diagnoses"],
+        mrd=places["samples"] / "mrd.fcs",
+        clear=places["samples"] / "clear.fcs",
+        printed=printed.getvalue(),
+    )
