@@ -20,6 +20,7 @@ MAKERS = (
     "quantification",
     "blasts.py",
     "cart_tube.py",
+    "memory.py",
     "pipeline.py",
     "panels.py",
     "execution.py",
