@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from flowmrd.clinical.engine import Engine, Line, Value, compile_criteria, in_words
-from flowmrd.clinical.rules import FIELDS, Case, Clause, Criteria, Event, Flag, Response, Rule
+from flowmrd.clinical.rules import FIELDS, NOT_DONE, Case, Clause, Criteria, Event, Flag, Response, Rule
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient, clinical_table_of
 from flowmrd.errors import Level, QcFinding
 from flowmrd.quantification.rare_events import (
@@ -28,7 +28,6 @@ from flowmrd.quantification.rare_events import (
 if TYPE_CHECKING:
     import polars as pl
 
-NOT_DONE = "NOT_DONE"
 # Columns of `flowmrd respond`, in order; all text, a null is an empty cell.
 OUTPUT = (
     "patient_id",

@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowmrd.documents.loader import key_path, load_toml, nearest, raise_faults, validate
 from flowmrd.errors import CriteriaError, InputError
+from flowmrd.quantification.rare_events import Category, load_rule_book
 
 FOLDER = Path(__file__).parent / "criteria"
 DEFAULT = "mbcart19"
+NOT_DONE = "NOT_DONE"  # category of a visit without a flow result
 
 
 class Response(StrEnum):
@@ -113,14 +115,7 @@ FIELDS: Mapping[str, FieldSpec] = {
     "mrd_detected": FieldSpec(columns=("mrd_events",), words=_YES_NO),
     "mrd_category": FieldSpec(
         columns=("mrd_events", "mrd_denominator", "cd19_indep_gating", "lineage_switch"),
-        words=(
-            "NOT_DONE",
-            "UNDETECTED",
-            "UNDETECTED_INSUFFICIENT",
-            "UNDETECTED_GATING_INADEQUATE",
-            "DETECTED_BELOW_LLOQ",
-            "QUANTIFIABLE",
-        ),
+        words=(NOT_DONE, *Category),
     ),
     "mrd_negative": FieldSpec(columns=("mrd_events", "mrd_denominator"), words=("Y", "N", "NE")),
     "cd19_independent": FieldSpec(columns=("cd19_indep_gating",), words=_YES_NO),
@@ -455,8 +450,6 @@ def _visit_faults(document: CriteriaDocument) -> Iterator[tuple[str, str, str]]:
 
 
 def _key_faults(document: CriteriaDocument) -> Iterator[tuple[str, str, str]]:
-    from flowmrd.quantification.rare_events import load_rule_book
-
     keys = document.keys
     yield from _word_faults(
         [keys.responder_visit], [visit.name for visit in document.visit], ["keys", "responder_visit"]

@@ -327,8 +327,9 @@ class _Reader:
     def cell(self, name: str) -> str:
         return self.row.cells.get(name, "")
 
-    def fault(self, name: str, message: str, hint: str = "") -> None:
-        self.faults.append(InputError(message, source=self.source, where=f"row {self.row.number}, {name}", hint=hint))
+    def fault(self, name: str, message: str, *, code: str = "") -> None:
+        text = f"{code}: {message}" if code else message
+        self.faults.append(InputError(text, source=self.source, where=f"row {self.row.number}, {name}"))
 
     def whole(self, name: str, least: int, most: int) -> int | None:
         cell = self.cell(name)
@@ -379,7 +380,8 @@ def _event(
         findings.append(QcFinding(level=level, code=code, message=message, where=f"{read.source}, row {number}"))
 
     if patient not in patients:
-        read.fault("patient_id", "UNKNOWN_PATIENT: expected an infused patient of the clinical table; got another")
+        text = "expected an infused patient of the clinical table; got another"
+        read.fault("patient_id", text, code="UNKNOWN_PATIENT")
         return None
     written = read.cell("category")
     category = read.rules.category_of(written)
@@ -394,7 +396,7 @@ def _event(
     derived = _derived(read, category, patient, ages)
     death = patients[patient].death_day
     if onset is not None and death is not None and onset > death:
-        read.fault("onset_day", f"EVENT_AFTER_DEATH: expected at most the day of death, {death}; got {onset}")
+        read.fault("onset_day", f"expected at most the day of death, {death}; got {onset}", code="EVENT_AFTER_DEATH")
     if onset is None and not read.cell("onset_day"):
         warning("ONSET_MISSING", "The day of onset is missing: the event is listed, but counts in no period.")
     elif onset is not None and onset < 0:

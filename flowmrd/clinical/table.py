@@ -236,9 +236,15 @@ def _row_number(fault: InputError) -> tuple[int, str]:
 
 
 class _CellError(Exception):
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message, self.hint, self.code = message, hint, code
+
+
+def _fault(source: str, row: int, column: str, message: str, hint: str = "", *, code: str = "") -> InputError:
+    """Make a fault of one cell; its name, where it has one, comes first."""
+    text = f"{code}: {message}" if code else message
+    return InputError(text, source=source, where=f"row {row}, {column}", hint=hint)
 
 
 def _read_row(
@@ -251,7 +257,7 @@ def _read_row(
         try:
             values[name] = _read_cell(name, cell, visits, limits)
         except _CellError as fault:
-            faults.append(InputError(fault.message, source=source, where=f"row {row.number}, {name}", hint=fault.hint))
+            faults.append(_fault(source, row.number, name, fault.message, fault.hint, code=fault.code))
     faults.extend(_within_row(row, values, source))
     return values, faults
 
@@ -290,8 +296,9 @@ def _read_cell(name: str, cell: str, visits: Sequence[Visit], limits: _Limits) -
         raise _CellError(f"expected a percentage from 0 to 100; got {cell}")
     if name in _LEVELS and number > limits.most[name]:
         raise _CellError(
-            f"{_UNIT_CODES[name]}: expected 10⁹/L, at most {limits.most[name]:g}; got {cell}",
+            f"expected 10⁹/L, at most {limits.most[name]:g}; got {cell}",
             f"a count in /µL? {cell}/µL is {float(number) / 1000:g} × 10⁹/L",
+            code=_UNIT_CODES[name],
         )
     return number
 
@@ -310,48 +317,44 @@ def _number(cell: str) -> Fraction:
 def _day(name: str, cell: str, limits: _Limits) -> int:
     hint = "days count from the infusion, which is day 0"
     if not _NUMBER.fullmatch(cell) or Fraction(cell).denominator != 1:
-        raise _CellError(f"IMPOSSIBLE_DAY: expected a whole number of days or an empty cell; got {cell!r}", hint)
+        text = f"expected a whole number of days or an empty cell; got {cell!r}"
+        raise _CellError(text, hint, code="IMPOSSIBLE_DAY")
     day = int(Fraction(cell))
     if day > limits.most["day"]:
-        raise _CellError(f"IMPOSSIBLE_DAY: expected at most day {limits.most['day']:g}; got {day}", hint)
+        raise _CellError(f"expected at most day {limits.most['day']:g}; got {day}", hint, code="IMPOSSIBLE_DAY")
     if name == "day" and day < 0:
-        raise _CellError(f"VISIT_BEFORE_INFUSION: expected day 0 or later; got {day}", hint)
+        raise _CellError(f"expected day 0 or later; got {day}", hint, code="VISIT_BEFORE_INFUSION")
     if name == "allosct_day" and day < 1:
         raise _CellError(
-            f"ALLOSCT_BEFORE_INFUSION: expected a day after infusion; got {day}",
+            f"expected a day after infusion; got {day}",
             "an earlier transplant belongs in the baseline table (`prior_allosct`)",
+            code="ALLOSCT_BEFORE_INFUSION",
         )
     if day < 0:
-        raise _CellError(f"IMPOSSIBLE_DAY: expected day 0 or later; got {day}", hint)
+        raise _CellError(f"expected day 0 or later; got {day}", hint, code="IMPOSSIBLE_DAY")
     return day
 
 
 def _within_row(row: CsvRow, values: Mapping[str, Any], source: str) -> Iterator[InputError]:
-    def fault(column: str, message: str, hint: str = "") -> InputError:
-        return InputError(message, source=source, where=f"row {row.number}, {column}", hint=hint)
-
+    number = row.number
     if "day" in values and values["day"] is None:
         for name in _RESULTS:
             if name in values and row.cells[name] not in {"", EMPTY_MEANS.get(name, "")}:
-                yield fault(
-                    name,
-                    "RESULTS_WITHOUT_VISIT: expected an empty cell where no visit took place (no day); "
-                    f"got {row.cells[name]!r}",
-                )
+                text = f"expected an empty cell where no visit took place (no day); got {row.cells[name]!r}"
+                yield _fault(source, number, name, text, code="RESULTS_WITHOUT_VISIT")
     if not {"mrd_events", "mrd_denominator"} <= values.keys():
         return
     events, size = values["mrd_events"], values["mrd_denominator"]
     if (events is None) != (size is None):
         empty = "mrd_events" if events is None else "mrd_denominator"
-        yield fault(
-            empty, "MRD_PAIR: expected both mrd_events and mrd_denominator or neither; got one", "0 events is a result"
-        )
+        text = "expected both mrd_events and mrd_denominator or neither; got one"
+        yield _fault(source, number, empty, text, "0 events is a result", code="MRD_PAIR")
     elif events is not None and size == 0:
-        yield fault("mrd_denominator", "MRD_COUNTS: expected at least 1 cell in the denominator; got 0")
+        text = "expected at least 1 cell in the denominator; got 0"
+        yield _fault(source, number, "mrd_denominator", text, code="MRD_COUNTS")
     elif events is not None and events > size:
-        yield fault(
-            "mrd_events", f"MRD_COUNTS: expected at most as many events as the denominator has; got {events} of {size}"
-        )
+        text = f"expected at most as many events as the denominator has; got {events} of {size}"
+        yield _fault(source, number, "mrd_events", text, code="MRD_COUNTS")
 
 
 # ---------------------------------------------------------------------------------------------------------- across rows
@@ -366,62 +369,46 @@ def by_patient(assessments: Iterable[Assessment]) -> dict[str, list[Assessment]]
 
 
 def _across_rows(read: Sequence[Assessment], visits: Sequence[Visit], source: str) -> Iterator[InputError]:
-    def fault(row: int, column: str, message: str, hint: str = "") -> InputError:
-        return InputError(message, source=source, where=f"row {row}, {column}", hint=hint)
-
     for rows in by_patient(read).values():
         first = rows[0]
         for one in rows[1:]:
             for name in PER_PATIENT:
                 if getattr(one, name) != getattr(first, name):
-                    yield fault(
-                        one.row,
-                        name,
-                        f"PATIENT_VALUES_DIFFER: expected the value of the patient's row {first.row}, "
-                        f"{first.cells[name] or 'empty'}; got {one.cells[name] or 'empty'}",
+                    text = (
+                        f"expected the value of the patient's row {first.row}, {first.cells[name] or 'empty'}; "
+                        f"got {one.cells[name] or 'empty'}"
                     )
-        if first.death_day is not None:
-            if first.allosct_day is not None and first.allosct_day > first.death_day:
-                yield fault(
-                    first.row,
-                    "allosct_day",
-                    "ALLOSCT_AFTER_DEATH: expected at most the day of death, "
-                    f"{first.death_day}; got {first.allosct_day}",
-                )
-            for one in rows:
-                if one.day is not None and one.death_day is not None and one.day > one.death_day:
-                    yield fault(
-                        one.row,
-                        "day",
-                        "DEATH_BEFORE_VISIT: expected a visit up to the day of death, "
-                        f"{one.death_day}; got day {one.day}",
-                    )
+                    yield _fault(source, one.row, name, text, code="PATIENT_VALUES_DIFFER")
+        death = first.death_day
+        if death is not None and first.allosct_day is not None and first.allosct_day > death:
+            text = f"expected at most the day of death, {death}; got {first.allosct_day}"
+            yield _fault(source, first.row, "allosct_day", text, code="ALLOSCT_AFTER_DEATH")
+        for one in rows:
+            if one.day is not None and one.death_day is not None and one.day > one.death_day:
+                text = f"expected a visit up to the day of death, {one.death_day}; got day {one.day}"
+                yield _fault(source, one.row, "day", text, code="DEATH_BEFORE_VISIT")
         for visit in visits:
-            yield from _repeated(rows, visit, fault)
+            yield from _repeated(rows, visit, source)
 
 
-def _repeated(rows: Sequence[Assessment], visit: Visit, fault: Any) -> Iterator[InputError]:
+def _repeated(rows: Sequence[Assessment], visit: Visit, source: str) -> Iterator[InputError]:
     """Two rows for one visit: only those outside its window, which are unscheduled visits, may stand beside another."""
     same = [one for one in rows if one.timepoint == visit.name]
     scheduled = [one for one in same if one.day is None or visit.holds(one.day)]
     for first, one in pairwise(scheduled):
-        both = first.bm_status == one.bm_status == "done" and first.day is not None and one.day is not None
-        code = "TWO_MARROWS_IN_WINDOW" if both else "DUPLICATE_ROW"
-        yield fault(
-            one.row,
-            "timepoint",
-            f"{code}: expected one row for {visit.name}; got another in row {first.row}",
-            f"keep the one nearest to day {visit.target_day}, of two as near the later",
-        )
-    outside = [one for one in same if one.day is not None and not visit.holds(one.day)]
-    seen: dict[int | None, int] = {}
-    for one in outside:
+        text = f"expected one row for {visit.name}; got another in row {first.row}"
+        hint = f"keep the one nearest to day {visit.target_day}, of two as near the later"
+        if first.bm_status == one.bm_status == "done" and first.day is not None and one.day is not None:
+            yield _fault(source, one.row, "timepoint", text, hint, code="TWO_MARROWS_IN_WINDOW")
+        else:
+            yield _fault(source, one.row, "timepoint", text, hint, code="DUPLICATE_ROW")
+    seen: dict[int, int] = {}
+    for one in same:
+        if one.day is None or visit.holds(one.day):
+            continue
         if one.day in seen:
-            yield fault(
-                one.row,
-                "day",
-                f"DUPLICATE_ROW: expected one row for day {one.day}; got another in row {seen[one.day]}",
-            )
+            text = f"expected one row for day {one.day}; got another in row {seen[one.day]}"
+            yield _fault(source, one.row, "day", text, code="DUPLICATE_ROW")
         seen[one.day] = one.row
 
 
