@@ -28,7 +28,7 @@ from flowmrd.gating.methods.seed_and_grow import (
     SeedAndGrowParams,
     prepare,
 )
-from flowmrd.gating.template import Choice, GatingTemplate, Population
+from flowmrd.gating.template import Choice, GatingTemplate, Population, typed
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -241,6 +241,7 @@ class Baseline:
         row = template.row(population)
         if row.method != SEARCHES[0].name:
             return None
+        # Bounds and fewest events are those of the search; a method that finds nothing holds nothing.
         if self.method:
             varied = row.model_copy(update={"method": self.method, "otherwise": (), "last": "nothing"})
         elif row.otherwise:
@@ -249,16 +250,23 @@ class Baseline:
             varied = row.model_copy(update={**kept, "otherwise": row.otherwise[1:]})
         else:
             return None
+        rest = {one.name for one in template.population if _shares(one) == population}
         rows = tuple(
-            varied if one.name == population else _without_rest(one, population) for one in template.population
+            varied if one.name == population else _emptied(one, population) if one.name in rest else one
+            for one in template.population
         )
-        return template.model_copy(update={"population": rows})
+        kept_measurements = tuple(one for one in template.measurement if one.numerator not in rest)
+        return template.model_copy(update={"population": rows, "measurement": kept_measurements})
 
 
-def _without_rest(row: Population, population: str) -> Population:
-    """Leave a population empty that lists what the search left over; the others stay as they are."""
-    if row.method != SEARCHES[1].name or row.params.get("population") != population:
-        return row
+def _shares(row: Population) -> str:
+    """Return the population whose search a row lists events of, or nothing."""
+    one = typed(row)
+    return one.method.shares(one.params)
+
+
+def _emptied(row: Population, population: str) -> Population:
+    """Leave a population empty: what it lists was left over by the search that does not take place."""
     empty = {"operator": "and", "populations": (population, f"!{population}")}
     return row.model_copy(update={"method": "boolean", "params": empty, "otherwise": ()})
 
