@@ -15,13 +15,18 @@ from flowmrd.errors import SettingsError
 @click.option(
     "--demo",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the five visits of the demo subject, with a manifest, into this folder.",
+    help="Write the demo subject, five marrows and a course of CAR-T tubes, with a manifest, into this folder.",
 )
 @click.option(
     "--subject",
     "subject_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Write the visits of this subject document (TOML), with a manifest, into --out.",
+)
+@click.option(
+    "--course",
+    type=click.Choice(["responder", "non-responder", "cd19-positive-relapse", "cd19-negative-relapse"]),
+    help="Write the CAR-T tubes of one subject over a year, with controls and a manifest, into --out.",
 )
 @click.option(
     "--reuse",
@@ -109,8 +114,8 @@ from flowmrd.errors import SettingsError
 )
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
-    """Make labelled synthetic acquisitions: one file, a subject with --subject or --demo, a set with --negatives and
-    --positives or --cases.
+    """Make labelled synthetic acquisitions: one file, a subject with --subject, --course or --demo, a set with
+    --negatives and --positives or --cases.
 
     Writes NAME.fcs, with its truth beside it in NAME.labels.parquet and NAME.truth.json. Synthetic data for development
     and training; nothing that is measured on them is a claim about patients.
@@ -132,8 +137,20 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             raise SettingsError("missing option", where="--out", hint="--subject FILE --out DIR")
         _subject(subject_file, folder, reuse=reuse, jobs=given["jobs"])
         return
+    if given["course"] is not None:
+        _refuse(
+            ctx,
+            allowed={"out", "course", "seed", "events", "lab", "reuse", "jobs"},
+            message="cannot be combined with --course",
+            hint="the course decides this itself",
+        )
+        if out is None:
+            raise SettingsError("missing option", where="--out", hint="--course KIND --out DIR")
+        events = given["events"] if _is_given(ctx, "events") else None
+        _course(given["course"], given["seed"], out, events=events, lab=given["lab"], reuse=reuse, jobs=given["jobs"])
+        return
     if reuse is not None:
-        raise SettingsError("needs --subject or --demo", where="--reuse")
+        raise SettingsError("needs --subject, --demo or --course", where="--reuse")
     if out is None:
         raise SettingsError("missing option", where="--out", hint="--out DIR says where the files go")
     if is_set:
@@ -150,6 +167,14 @@ def _subject(document: Path | None, folder: Path, *, reuse: Path | None, jobs: i
 
     subject = load_subject(document) if document is not None else demo_subject()
     click.echo(write_subject(subject, folder, reuse=reuse, jobs=jobs, report=click.echo))
+
+
+def _course(kind: str, seed: int, folder: Path, *, events: int | None, lab: str, reuse: Path | None, jobs: int) -> None:
+    from flowmrd.simulation import write_subject
+    from flowmrd.simulation.courses import course_document
+
+    document = course_document(kind, seed, events=events, lab=lab)
+    click.echo(write_subject(document, folder, reuse=reuse, jobs=jobs, report=click.echo))
 
 
 def _set(ctx: click.Context, given: dict[str, Any], out: Path) -> None:

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from flowmrd.errors import SettingsError
 from flowmrd.fcs import Channel, ChannelKind, Spillover
-from flowmrd.simulation.blood import BeadLot, CarReagent, assign_car, draw_bead_lot, draw_car_reagent, stain_car
+from flowmrd.simulation.blood import (
+    BeadLot,
+    CarReagent,
+    assign_car,
+    draw_bead_lot,
+    draw_car_reagent,
+    stain_car,
+    with_leukocytes,
+)
 from flowmrd.simulation.cells import (
     CellModel,
     build_cell_model,
@@ -124,6 +132,7 @@ class Parameters:
     lab : laboratory id; adds one constant shift a marker to all its files
     car : CAR+ fraction (0–1) of T cells
     beads : counting beads; `None` = as the profile says
+    leukocytes_per_ul : nucleated cells per µl of blood, which sets the beads' share; `None` = drawn
     fmo : leave the CAR reagent out
     channels : scatter measures in the file
     patient_seed : fixes the patient's constants over visits; `None` = the seed
@@ -143,6 +152,7 @@ class Parameters:
     lab: str = ""
     car: float = 0.0
     beads: bool | None = None
+    leukocytes_per_ul: float | None = None
     fmo: bool = False
     channels: ChannelSet = ChannelSet.FULL
     patient_seed: int | None = None
@@ -375,7 +385,10 @@ def check_parameters(parameters: Parameters, seed: int) -> LoadedProfile:
 def parameter_record(parameters: Parameters) -> dict[str, Any]:
     """Parameters as plain values for the truth; the profile's override is recorded by its digest instead."""
     return {
-        entry.name: _plain(getattr(parameters, entry.name)) for entry in fields(parameters) if entry.name != "profile"
+        entry.name: _plain(getattr(parameters, entry.name))
+        for entry in fields(parameters)
+        # What only some cases state is recorded where it is stated: the truth of the others stays as it was.
+        if entry.name != "profile" and (entry.name != "leukocytes_per_ul" or parameters.leukocytes_per_ul is not None)
     }
 
 
@@ -412,6 +425,11 @@ def _check(parameters: Parameters, profile: Profile, seed: int) -> None:
             for_tube(parameters.phenotype, profile)
     if profile.car is None and (parameters.car > 0 or parameters.fmo):
         raise SettingsError(f"tube {tube!r} has no CAR reagent", where="car", hint="use a CAR-T tube")
+    if parameters.leukocytes_per_ul is not None:
+        if not 0.0 < parameters.leukocytes_per_ul <= 1e6:
+            refuse("leukocytes_per_ul", "cells per µl of blood above 0", parameters.leukocytes_per_ul)
+        if profile.beads is None:
+            raise SettingsError(f"tube {tube!r} has no beads in its profile", where="leukocytes_per_ul")
     if parameters.beads and profile.beads is None:
         raise SettingsError(f"tube {tube!r} has no beads in its profile", where="beads")
 
@@ -466,6 +484,9 @@ def _draw_sample(profile: Profile, parameters: Parameters, seed: int) -> _Sample
     beads = draw_bead_lot(profile.beads, rng) if profile.beads is not None else None
     if profile.beads is None or not (profile.beads.default if parameters.beads is None else parameters.beads):
         beads = None
+    if beads is not None and parameters.leukocytes_per_ul is not None:
+        cells = 1.0 - debris - dead - doublet - anucleate
+        beads = with_leukocytes(beads, per_ul=parameters.leukocytes_per_ul, cells=cells)
     car = None
     if profile.car is not None:
         car = draw_car_reagent(

@@ -6,7 +6,7 @@ are constants of a patient, as are brightness and spread of the positives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,18 @@ def draw_bead_lot(beads: Beads, rng: np.random.Generator) -> BeadLot:
         per_ul=round(float(rng.uniform(*beads.per_ul)), 1),
         blood_volume_ul=beads.blood_volume_ul,
     )
+
+
+def with_leukocytes(lot: BeadLot, *, per_ul: float, cells: float) -> BeadLot:
+    """Give the beads the share that makes the live single cells `per_ul` in a microlitre of blood.
+
+    Parameters
+    ----------
+    per_ul : nucleated cells per µl of blood
+    cells : share of the events without beads that are live single cells
+    """
+    ratio = lot.per_ul / per_ul * cells
+    return replace(lot, share=ratio / (1.0 + ratio))
 
 
 def assign_car(
