@@ -18,6 +18,7 @@ MAKERS = (
     "documents",
     "gating",
     "quantification",
+    "clinical",
     "blasts.py",
     "cart_tube.py",
     "memory.py",
