@@ -167,7 +167,8 @@ def _analyse(
         overrides = {**overrides, gated.numerator: (cut, anchor.origin)}
         gating = apply_template(source, template, overrides=overrides, usable=opened.usable)
     time = _time_quality(source, template)
-    margins, margin_findings = _margins(fcs, source, template)
+    beads = gating.counts[template.counts.beads] if template.counts.beads else 0
+    margins, margin_findings = _margins(fcs, source, template, beads=beads)
     findings = [
         *acquisition.findings,
         *fcs.findings,
@@ -610,8 +611,9 @@ def _time_series(time: quality.TimeQuality | None) -> TimeSeries | None:
 
 
 def _margins(
-    fcs: FcsFile, source: EventSource, template: GatingTemplate
+    fcs: FcsFile, source: EventSource, template: GatingTemplate, *, beads: int = 0
 ) -> tuple[tuple[MarginCount, ...], tuple[QcFinding, ...]]:
+    """Count events at the ends of each channel's range; counting beads may lie there and are not judged."""
     roles = {spec.marker: spec.role for spec in template.channel}
     by_channel = {
         channel.index: marker for marker, channel in source.panel.channels.items() if roles[marker] is not Role.TIME
@@ -622,7 +624,8 @@ def _margins(
     channels = [fcs.channels[index] for index in indices]
     counted = quality.margin_counts(fcs.blocks(indices), channels)
     gating = {source.panel.channels[m].pnn for m in template.quality.gating_markers if m in source.panel.channels}
-    findings = quality.check_margins(counted, limits=quality.load_limits().margin, gating=gating or None)
+    judged = [replace(one, high_events=max(one.high_events - beads, 0)) for one in counted] if beads else counted
+    findings = quality.check_margins(judged, limits=quality.load_limits().margin, gating=gating or None)
     names = {fcs.channels[index].pnn: marker for index, marker in by_channel.items()}
     return (
         tuple(
@@ -652,9 +655,9 @@ def _count_findings(fcs: FcsFile, gating: GatingResult, template: GatingTemplate
         findings.append(
             quality.check_share(
                 gating.counts[wanted.singlets],
-                fcs.event_count,
+                gating.counts[wanted.singlets_of] if wanted.singlets_of else fcs.event_count,
                 code="SINGLET_SHARE",
-                what="singlets of all events",
+                what=f"singlets of {wanted.singlets_of or 'all events'}",
                 limits=limits.singlets,
                 where=wanted.singlets,
             )

@@ -147,10 +147,12 @@ class Quality(_Document):
 
     `internal` are the normal lymphocytes of which a marrow must show one kind at least; `negatives` are the internal
     negatives; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
-    mostly in blood (mature T cells). `phenotypes` are what no clean-up step may take away in number.
+    mostly in blood (mature T cells). `phenotypes` are what no clean-up step may take away in number. `singlets_of` is
+    what the share of singlets is of, where that is not all events: counting beads are no cells.
     """
 
     singlets: str | None = None
+    singlets_of: str | None = None
     viable: str | None = None
     denominator: str | None = None
     gating_markers: tuple[str, ...] = Field(default=())

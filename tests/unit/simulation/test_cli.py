@@ -47,7 +47,7 @@ def test_a_phenotype_file_is_used(tmp_path: Path) -> None:
         (["--seed", "-1"], "error: seed: expected a whole number ≥ 0, got -1"),
         (["--name", "a/b"], "error: name: expected a plain file name, got 'a/b'"),
         (["--demo", "x"], "error: --demo: stands alone, without --subject and --out"),
-        (["--reuse", "."], "error: --reuse: needs --subject or --demo"),
+        (["--reuse", "."], "error: --reuse: needs --subject, --demo or --course"),
         (["--levels", "1e-3"], "error: --levels: needs --negatives and --positives"),
         (
             ["--positives", "2", "--levels", "a,b"],
