@@ -67,8 +67,9 @@ class SeedAndGrowParams(Params):
     compared with the reference's range. `denominator` is the population whose size makes abundances comparable.
     `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
     how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
-    A group whose medians lie in all of `not_blasts` (aligned display units) has the phenotype of a mature cell: it is
-    put before a person, not accepted. `stages` name normal cells by ranges of markers, first match first; `directions`
+    Events of an accepted group inside all ranges of `not_blasts` (aligned display units) have the phenotype of a mature
+    cell: they are put before a person, and with them the whole group where they are most of it. `stages` name normal
+    cells by ranges of markers, first match first; `directions`
     say where blasts are known to go.
     `own_least` is the fewest accepted blasts that a subject's own phenotype is learnt from; `own_drift` by how much a
     marker of it may move until a later sample (standard deviation, scaled units). `own_moved` is the shift from which
@@ -330,12 +331,14 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     for group in found.groups:
         probability = judge.probability(group.features)
         status = "accepted" if probability >= judge.accept else "rejected"
+        mature = _mature(x[group.members], reference.features, params)
         if status == "accepted" and _is_mature(x[group.members], reference.features, params):
             status = "review" if len(group.members) >= params.least else "rejected"
         if status == "rejected" and probability >= judge.review and len(group.members) >= params.least:
             status = "review"
         if status == "accepted":
-            accepted[group.members] = True
+            accepted[group.members[~mature]] = True
+            review[group.members[mature]] = True
         elif status == "review":
             review[group.members] = True
         events = x[group.members]
@@ -418,14 +421,18 @@ def _own(
 
 
 def _is_mature(events: F32, features: tuple[str, ...], params: SeedAndGrowParams) -> bool:
-    """Say whether a group's medians lie in all ranges of a mature cell; a marker that is not there says nothing."""
-    middle = dict(zip(features, np.median(events, axis=0), strict=True))
-    known = [
-        low <= middle[marker] < high
-        for marker, (low, high) in params.not_blasts.items()
-        if marker in middle and not np.isnan(middle[marker])
-    ]
-    return bool(known) and all(known)
+    """Say whether a group as a whole, by its medians, lies in all ranges of a mature cell."""
+    return bool(_mature(np.median(events, axis=0)[None], features, params)[0])
+
+
+def _mature(events: F32, features: tuple[str, ...], params: SeedAndGrowParams) -> NDArray[np.bool_]:
+    """Say which events lie in all ranges of a mature cell; a marker that is not there says nothing."""
+    inside = np.full(len(events), bool(params.not_blasts))
+    for marker, (low, high) in params.not_blasts.items():
+        if marker in features:
+            values = events[:, features.index(marker)]
+            inside &= ((values >= low) & (values < high)) | np.isnan(values)
+    return inside
 
 
 def _control_checks(
