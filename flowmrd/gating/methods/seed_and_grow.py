@@ -66,7 +66,8 @@ class SeedAndGrowParams(Params):
     median of `ruler`. `align` says which internal control tells how a marker was stained; `controls` which medians are
     compared with the reference's range. `denominator` is the population whose size makes abundances comparable.
     `control_limit` is how far (scaled units) a control may lie from the reference's median, at least; `shift_limit`
-    how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person.
+    how far the candidates may have to be moved. `least` is the fewest events of a group that is put before a person,
+    `accept` the least probability of a group that is accepted, whatever the reference says.
     Events of an accepted group inside all ranges of `not_blasts` (aligned display units) have the phenotype of a mature
     cell: they are put before a person, and with them the whole group where they are most of it. `stages` name normal
     cells by ranges of markers, first match first; `directions`
@@ -86,6 +87,7 @@ class SeedAndGrowParams(Params):
     control_limit: float = Field(default=0.09, gt=0)
     shift_limit: float = Field(default=0.12, gt=0)
     least: int = Field(default=10, ge=5)
+    accept: float = Field(default=0.75, ge=0.5, lt=1.0)
     own_least: int = Field(default=50, ge=20)
     own_drift: float = Field(default=0.03, gt=0)
     own_moved: float = Field(default=0.06, gt=0)
@@ -330,7 +332,7 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
     accepted, review = np.zeros(len(x), np.bool_), np.zeros(len(x), np.bool_)
     for group in found.groups:
         probability = judge.probability(group.features)
-        status = "accepted" if probability >= judge.accept else "rejected"
+        status = "accepted" if probability >= max(judge.accept, params.accept) else "rejected"
         mature = _mature(x[group.members], reference.features, params)
         if status == "accepted" and _is_mature(x[group.members], reference.features, params):
             status = "review" if len(group.members) >= params.least else "rejected"
