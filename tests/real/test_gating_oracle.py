@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowmrd.blasts import knowledge_for
 from flowmrd.cytometry.events import DataState, EventSource, resolve_panel
 from flowmrd.fcs import open_fcs
 from flowmrd.gating.engine import GatingResult, apply_template
-from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, Nothing, Polygon, Rectangle, Whole
-from flowmrd.gating.interop.oracle import flowkit_membership, to_flowkit
+from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, MemberList, Nothing, Polygon, Rectangle, Whole
+from flowmrd.gating.interop.oracle import flowkit_membership, to_flowkit, without_lists
 from flowmrd.gating.template import find_template, load_template
+from flowmrd.settings import Settings
 from flowmrd.simulation import Parameters, simulate, write_simulated
 
 
@@ -30,10 +32,10 @@ def gated(path: Path, name: str, *, state: DataState = DataState.RAW) -> tuple[E
 
 def demand_the_same_events(path: Path, source: EventSource, result: GatingResult) -> None:
     theirs = flowkit_membership(to_flowkit(result, source), result, path)
-    assert set(theirs) == set(result.counts)
+    assert set(theirs) == set(without_lists(result))
     differing = {
         name: int(np.count_nonzero(theirs[name] != result.memberships.mask(name)))
-        for name in result.counts
+        for name in theirs
         if not np.array_equal(theirs[name], result.memberships.mask(name))
     }
     assert differing == {}
@@ -55,6 +57,7 @@ def test_flowkit_finds_the_same_events_on_real_files(
     path = shared_fcs / file
     source, result = gated(path, template)
     assert result.counts[population] > 0
+    assert set(without_lists(result)) == set(result.counts)
     demand_the_same_events(path, source, result)
 
 
@@ -78,6 +81,24 @@ def test_flowkit_finds_the_same_events_on_simulated_files(
     path = write_simulated(case, tmp_path, "case").fcs
     source, result = gated(path, template)
     assert result.counts[population] > 0
+    demand_the_same_events(path, source, result)
+
+
+def test_beside_what_a_search_lists_flowkit_finds_the_same_events(tmp_path: Path) -> None:
+    case = simulate(Parameters(tube="ball-mrd-10c", scenario="regenerating", blasts=0.01, events=60_000), 3)
+    path = write_simulated(case, tmp_path, "case").fcs
+    template = find_template("ball-mrd-10c")
+    fcs = open_fcs(path)
+    panel = resolve_panel(template.channel, fcs.channels, tube="case")
+    source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
+    result = apply_template(source, template, knowledge=knowledge_for(template, Settings()))
+    assert result.counts["blasts"] > 0
+    lists = {name for name, placed in result.placed.items() if isinstance(placed.gate, MemberList)}
+    assert lists == {"blasts", "blast_candidates"}
+    # What is made of the blasts is left out with them: hematogones are precursors that are none.
+    left_out = set(result.counts) - set(without_lists(result))
+    assert lists < left_out
+    assert {"b_lineage", "precursors", "mature_b", "viable"} <= set(without_lists(result))
     demand_the_same_events(path, source, result)
 
 

@@ -19,7 +19,7 @@ from flowmrd.cytometry.events import EventSource
 from flowmrd.cytometry.transforms import Arcsinh, Linear, Log, Logicle
 from flowmrd.errors import GatingError
 from flowmrd.gating.engine import GatingResult
-from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, Nothing, Polygon, Rectangle, Whole
+from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Intervals, MemberList, Nothing, Polygon, Rectangle, Whole
 from flowmrd.gating.template import ROOT
 
 _MATRIX = "matrix"
@@ -28,8 +28,9 @@ _MATRIX = "matrix"
 def to_flowkit(result: GatingResult, source: EventSource) -> Any:
     """Return a `flowkit.GatingStrategy` with every population's gate, under the template's names and paths.
 
-    A range of several stretches becomes one rectangle a stretch (named `population#1` …) and a boolean over them; a
-    gate that keeps everything or nothing becomes a rectangle without sides or without width.
+    Lists of events have no counterpart there: they and what needs them are left out (`without_lists`). A range of
+    several stretches becomes one rectangle a stretch (named `population#1` …) and a boolean over them; a gate that
+    keeps everything or nothing becomes a rectangle without sides or without width.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def to_flowkit(result: GatingResult, source: EventSource) -> Any:
         names = list(source.spillover.channels)
         compensated = frozenset(names)
         strategy.add_comp_matrix(_MATRIX, flowkit.Matrix(np.array(source.spillover.matrix), names, names))
-    for name in _in_order(result):
+    for name in without_lists(result):
         path = _path(result, name)
         for gate, place in _gates(name, path, result, source, compensated):
             strategy.add_gate(gate, place)
@@ -60,6 +61,8 @@ def to_flowkit(result: GatingResult, source: EventSource) -> Any:
 
 def flowkit_membership(strategy: Any, result: GatingResult, path: Path) -> Mapping[str, NDArray[np.bool_]]:
     """Gate a file with FlowKit, from its own reading of the bytes; return population → membership (n,).
+
+    Populations that rest on a list of events are not in the answer.
 
     Parameters
     ----------
@@ -74,9 +77,25 @@ def flowkit_membership(strategy: Any, result: GatingResult, path: Path) -> Mappi
     with np.errstate(divide="ignore", invalid="ignore"):
         gated = strategy.gate_sample(sample)
     return {
-        row.name: np.asarray(gated.get_gate_membership(row.name, gate_path=_path(result, row.name)), np.bool_)
-        for row in result.template.population
+        name: np.asarray(gated.get_gate_membership(name, gate_path=_path(result, name)), np.bool_)
+        for name in without_lists(result)
     }
+
+
+def without_lists(result: GatingResult) -> tuple[str, ...]:
+    """Return the populations that no list of events is needed for, each after its parent and operands."""
+    lists: set[str] = set()
+    kept = []
+    for name in _in_order(result):
+        gate = result.placed[name].gate
+        needs = {result.template.row(name).parent}
+        if isinstance(gate, Boolean):
+            needs.update(other for other, _ in gate.operands)
+        if isinstance(gate, MemberList) or needs & lists:
+            lists.add(name)
+        else:
+            kept.append(name)
+    return tuple(kept)
 
 
 def _path(result: GatingResult, name: str) -> tuple[str, ...]:
