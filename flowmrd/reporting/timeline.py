@@ -123,7 +123,7 @@ _LOOKS: Mapping[Kind, _Look] = {
     ),
     Kind.MRD: _Look(
         title="MRD",
-        unit="% of its denominator",
+        unit="percent",
         symbol="diamond",
         dash="dashdot",
         share=0.24,
@@ -256,11 +256,13 @@ def _bounds(timeline: Timeline, kind: Kind) -> tuple[float, float]:
         values.append(timeline.decision_fraction * factor)
     above = [value for value in values if value > 0] or [1.0]
     low, high = min(above), max(above)
-    floor = low if kind is not Kind.B_CELLS else max(low, 0.05)
-    # A lower end of an interval may be next to 0: three decades below the values are enough.
-    floor = max(floor, min(value for value in values if value > 0) if any(values) else 0.1, high * 1e-7)
+    # A lower end of an interval may be next to 0: a good decade below the lowest value is enough.
+    shown = [value for value in (_shown(point, kind) for point in points) if value > 0]
+    floor = max(low, min(shown, default=low) * 0.05)
     # Room above for the key of the panel.
-    return 10.0 ** (math.floor(math.log10(floor) - 0.25)), high * 10 ** (0.25 + 0.17 * math.log10(high / floor + 10))
+    return 10.0 ** (math.floor(4 * (math.log10(floor) - 0.35)) / 4), high * 10 ** (
+        0.25 + 0.17 * math.log10(high / floor + 10)
+    )
 
 
 def _traces(
@@ -297,6 +299,7 @@ def _traces(
             "color": theme,
             "line": {"color": theme, "width": [1.0 if yes else 2.0 for yes in found]},
         },
+        "cliponaxis": False,
         "hovertemplate": "%{text}<extra></extra>",
         "text": [html.escape(point.text) for point in ordered],
     }
@@ -471,8 +474,8 @@ def _note(text: str, *, x: float, y: float, yref: str, xanchor: str, name: str) 
         # A position on a logarithmic axis is its logarithm.
         "y": y if paper else math.log10(y),
         "xanchor": xanchor,
-        "yanchor": "top" if name == "key" else "bottom",
-        "yshift": {"event": 16, "key": -2}.get(name, 2),
+        "yanchor": "top" if name in {"key", "level"} else "bottom",
+        "yshift": {"event": 16, "key": -2, "level": -1}.get(name, 2),
         "font": {"size": 11, "color": theme["ink"] if name in {"event", "visit"} else theme["muted"]},
     }
 

@@ -113,7 +113,7 @@ def test_a_visit_whose_name_is_a_path_is_refused(document: Path) -> None:
 
 
 def test_the_demo_is_one_patient_from_before_infusion_to_a_cd19_negative_relapse() -> None:
-    visits = demo_subject().visits
+    visits = [one for one in demo_subject().visits if one.parameters.tube == "ball-mrd-10c"]
     assert [visit.timepoint for visit in visits] == ["BL", "D28", "M3", "M6", "M12"]
     assert [visit.study_day for visit in visits] == [0, 28, 91, 183, 365]
     assert [visit.parameters.blasts for visit in visits] == [0.08, None, None, None, 2e-3]
@@ -153,6 +153,17 @@ def test_the_sample_manifest_has_the_right_digests(samples: Path) -> None:
     assert [row["fcs_filename"] for row in listed] == [f"{visit.name}.fcs" for visit in sample_visits()]
     for row in listed:
         assert row["fcs_sha256"] == hashlib.sha256((samples / row["fcs_filename"]).read_bytes()).hexdigest()
+
+
+def test_the_demos_car_t_tubes_are_of_the_same_patient_and_follow_a_course_that_is_lost() -> None:
+    tubes = [one for one in demo_subject().visits if one.parameters.tube == "cart-persistence"]
+    assert {one.parameters.patient_seed for one in tubes} == {2019}
+    after = {one.study_day: one.parameters.car for one in tubes if one.study_day > 0}
+    assert max(after, key=lambda day: after[day]) == 10
+    assert after[365] == 0.0
+    linked = [one for one in tubes if one.study_day > 0]
+    assert all(one.manifest["control_acquisition"] for one in linked)
+    assert {one.name for one in tubes} >= set(str(linked[0].manifest["control_acquisition"]).split(";"))
 
 
 def test_the_sample_of_day_28_is_the_demos_and_can_prove_one_in_ten_thousand(samples: Path) -> None:
