@@ -17,7 +17,7 @@ from flowmrd.cytometry.events import Block, EventSource, Role
 from flowmrd.cytometry.transforms import Transform
 from flowmrd.gating.containment import Members
 from flowmrd.gating.engine import GatingResult, Placed
-from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, Polygon, Rectangle, gate_markers
+from flowmrd.gating.gates import Boolean, Ellipsoid, Intervals, MemberList, Polygon, Rectangle, gate_markers
 from flowmrd.gating.template import ROOT, GatingTemplate, Population
 from flowmrd.records import BINS, Axis, GateShape, PlotPanel
 
@@ -286,6 +286,7 @@ def _extent(source: EventSource, marker: str) -> tuple[float, float]:
 def _shape(template: GatingTemplate, result: GatingResult, name: str, view: _View, count: int) -> GateShape:
     placed = result.placed[name]
     kind, outline = _outline(placed, view.x, view.y)
+    listed = f"list of events found by {placed.method}" if kind == "members" and placed.method != "override" else ""
     return GateShape(
         population=name,
         path=template.path(name),
@@ -294,7 +295,7 @@ def _shape(template: GatingTemplate, result: GatingResult, name: str, view: _Vie
         events=result.counts[name],
         parent_events=count,
         method=placed.method,
-        detail="; ".join(filter(None, (placed.bound_hit, placed.reason))),
+        detail="; ".join(filter(None, (listed, placed.bound_hit, placed.reason))),
     )
 
 
@@ -330,5 +331,7 @@ def _outline(placed: Placed, x: str, y: str) -> tuple[str, NDArray[np.float64]]:
             # Kept stretches as one path of rectangles would hide the gaps; the drawn outline is their outer ends.
             ends = (ranges[0][0], ranges[-1][1]) if ranges else (0.0, 0.0)
             return ("interval-x", _box(ends, OPEN)) if marker == x else ("interval-y", _box(OPEN, ends))
+        case MemberList():
+            return "members", none
         case Boolean() | _:
             return "boolean", none

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.cytometry.transforms import Linear, make_transform, ticks
-from flowmrd.records import Axis, ControlOverlay, GateShape, PlotPanel, TimeSeries
+from flowmrd.records import BINS, Axis, ControlOverlay, GateShape, PlotPanel, TimeSeries
 from flowmrd.reporting.labels import Placement, place_labels
 from flowmrd.reporting.numbers import format_channel_value, format_count, format_share
 
@@ -52,6 +52,9 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "series": "#1f5f99",
         "density": ["#b4cde4", "#86add3", "#5587bd", "#2f639d", "#18427a", "#0a2550"],
         "raster": ["#e8750f", "#c24e00"],
+        "normals": ["#e3e7eb", "#cdd4db", "#b3bcc6", "#97a3af"],
+        "groups": {"accepted": "#d55e00", "review": "#5b2a97", "rejected": "#4d5966"},
+        "groupRaster": {"accepted": ["#e8750f", "#c24e00"], "review": ["#a98bd0", "#6b3fa0"]},
         "timeline": {
             "car": "#b84300",
             "copies": "#6b3fa0",
@@ -74,6 +77,9 @@ THEMES: Mapping[str, Mapping[str, Any]] = {
         "series": "#7db4e8",
         "density": ["#24405f", "#2f5a87", "#3f78ae", "#5c98cb", "#8bbae0", "#c9e1f4"],
         "raster": ["#ff8a1f", "#ffb46b"],
+        "normals": ["#222b35", "#303b47", "#44515f", "#5d6b7a"],
+        "groups": {"accepted": "#ff9a3c", "review": "#cfb2fa", "rejected": "#a9b5c2"},
+        "groupRaster": {"accepted": ["#ff8a1f", "#ffb46b"], "review": ["#8d6ec0", "#c3a2f2"]},
         "timeline": {
             "car": "#ff9a3c",
             "copies": "#c3a2f2",
@@ -97,14 +103,19 @@ _PLOT_PX, _CHAR_PX, _BOLD_PX, _LINE_PX, _PAD_PX, _FONT_PX = 290.0, 6.5, 7.4, 14.
 _LABEL_CHARS = 22
 _LEAST_SPAN = 0.12  # of a median's plot, scaled units: about half a decade
 _BUSY_BINS = 64
+_NORMAL_BINS = 96  # of the normals behind a search's groups: a few thousand cells, so coarse bins
+_IN_CROWD = 150  # symbols that stand in a crowd too dense for one each
+# Symbols of groups that are no accepted blasts (those are dots): told apart without colour.
+SYMBOLS: Mapping[str, str] = {"review": "diamond-open", "rejected": "cross-thin-open"}
 
 
-def panel_figure(panel: PlotPanel) -> Figure:
+def panel_figure(panel: PlotPanel, *, review: NDArray[np.float32] | None = None) -> Figure:
     """Draw one step of the gating strategy: density of all events, gates with name, count and share, target events.
 
     Parameters
     ----------
     panel : density in counts per bin, gates and target events in scaled units of the two axes
+    review : (2, n) events that wait for a person's judgement, drawn with a symbol of their own
 
     Returns
     -------
@@ -115,7 +126,9 @@ def panel_figure(panel: PlotPanel) -> Figure:
     data: list[Figure] = []
     if (density := _density_trace(panel)) is not None:
         data.append(density)
-    data.extend(_target_traces(panel))
+    if review is not None:
+        data.extend(event_traces(review, panel.x, panel.y, status="review", role="target"))
+    data.extend(event_traces(panel.target, panel.x, panel.y))
     shapes: list[Figure] = []
     for gate in panel.gates:
         shapes.extend(_gate_shapes(gate, panel))
@@ -132,8 +145,8 @@ def panel_figure(panel: PlotPanel) -> Figure:
         "showlegend": False,
         "hovermode": False,
         "dragmode": "zoom",
-        "xaxis": _plot_axis(panel.x),
-        "yaxis": _plot_axis(panel.y),
+        "xaxis": plot_axis(panel.x),
+        "yaxis": plot_axis(panel.y),
         "shapes": shapes,
         "annotations": annotations,
     }
@@ -156,8 +169,8 @@ def overlay_figure(overlay: ControlOverlay) -> Figure:
             "type": "scatter",
             "mode": "lines",
             "meta": meta,
-            "x": _typed(places.astype(np.float32)),
-            "y": _typed(np.maximum(np.asarray(counts), 0.1).astype(np.float32)),
+            "x": typed(places.astype(np.float32)),
+            "y": typed(np.maximum(np.asarray(counts), 0.1).astype(np.float32)),
             "line": {
                 "width": 1.8,
                 "dash": dash,
@@ -172,7 +185,7 @@ def overlay_figure(overlay: ControlOverlay) -> Figure:
         "layout": {
             **_series_layout(),
             "margin": {"l": 64, "r": 12, "t": 10, "b": 50},
-            "xaxis": {**_plot_axis(axis)},
+            "xaxis": {**plot_axis(axis)},
             "yaxis": {
                 **_series_axis(),
                 "type": "log",
@@ -346,9 +359,7 @@ def axis_title(axis: Axis) -> str:
 
 def target_bins(panel: PlotPanel, bins: int) -> NDArray[np.int64]:
     """Count target events per bin, (bins, bins) as `[iy, ix]`; events beyond the axes are in the border bins."""
-    ix, iy = _bin_index(panel.target[0], panel.x, bins), _bin_index(panel.target[1], panel.y, bins)
-    counts: NDArray[np.int64] = np.bincount(iy * bins + ix, minlength=bins * bins).reshape(bins, bins)
-    return counts
+    return _binned(panel.target, panel.x, panel.y, bins)
 
 
 # ------------------------------------------------------------------------------------------------------------- density
@@ -360,7 +371,7 @@ def _density_trace(panel: PlotPanel) -> Figure | None:
         # Few events leave holes between fine bins; twice the width reads better and is a quarter of the size.
         height, width = counts.shape
         counts = counts.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3))
-    return _heatmap(counts, panel, "density", THEMES["light"]["density"])
+    return _heatmap(counts, panel.x, panel.y, "density", THEMES["light"]["density"])
 
 
 def log_bytes(counts: NDArray[Any]) -> NDArray[np.uint8]:
@@ -379,21 +390,21 @@ def log_bytes(counts: NDArray[Any]) -> NDArray[np.uint8]:
     return np.where(counts > 0, scaled, 0).astype(np.uint8)
 
 
-def _heatmap(counts: NDArray[Any], panel: PlotPanel, role: str, colours: Sequence[str]) -> Figure | None:
+def _heatmap(counts: NDArray[Any], x: Axis, y: Axis, role: str, colours: Sequence[str]) -> Figure | None:
     """Make a heat map of counts, cropped to its occupied rows and columns."""
     rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
     if rows.size == 0:
         return None
     height, width = counts.shape
-    dx, dy = (panel.x.hi - panel.x.lo) / width, (panel.y.hi - panel.y.lo) / height
+    dx, dy = (x.hi - x.lo) / width, (y.hi - y.lo) / height
     z = log_bytes(counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     return {
         "type": "heatmap",
         "meta": role,
-        "z": _typed(z),
-        "x0": panel.x.lo + (float(columns[0]) + 0.5) * dx,
+        "z": typed(z),
+        "x0": x.lo + (float(columns[0]) + 0.5) * dx,
         "dx": dx,
-        "y0": panel.y.lo + (float(rows[0]) + 0.5) * dy,
+        "y0": y.lo + (float(rows[0]) + 0.5) * dy,
         "dy": dy,
         "zmin": 0,
         "zmax": 255,
@@ -411,7 +422,7 @@ def _colour_scale(colours: Sequence[str]) -> list[list[Any]]:
     return [[0, "rgba(0,0,0,0)"], [first * 0.99, "rgba(0,0,0,0)"], *steps]
 
 
-def _typed(array: NDArray[Any]) -> Figure:
+def typed(array: NDArray[Any]) -> Figure:
     """Encode an array as plotly's typed-array specification."""
     kinds = {"uint8": "u1", "float32": "f4"}
     spec: Figure = {"dtype": kinds[array.dtype.name], "bdata": base64.b64encode(array.tobytes()).decode("ascii")}
@@ -423,48 +434,80 @@ def _typed(array: NDArray[Any]) -> Figure:
 # -------------------------------------------------------------------------------------------------------------- target
 
 
-def _target_traces(panel: PlotPanel) -> list[Figure]:
-    """Show every target event: one marker each, or for many a raster with markers for the events that stand alone."""
-    events = panel.target.shape[1]
+def event_traces(
+    points: NDArray[np.float32], x: Axis, y: Axis, *, status: str = "", role: str = "group"
+) -> list[Figure]:
+    """Draw events so that none is lost: one marker each, or for many a raster and markers for those that stand alone.
+
+    Parameters
+    ----------
+    points : (2, n) in scaled units
+    status : accepted, review or rejected, each with a symbol of its own; empty for the target of a panel
+    role : first part of the traces' role where there is a status
+    """
+    events = points.shape[1]
     if events == 0:
         return []
     theme = THEMES["light"]
-    x = np.clip(panel.target[0], panel.x.lo, panel.x.hi).astype(np.float32)
-    y = np.clip(panel.target[1], panel.y.lo, panel.y.hi).astype(np.float32)
+    name = f"{role}-{status}" if status else "target"
+    px = np.clip(points[0], x.lo, x.hi).astype(np.float32)
+    py = np.clip(points[1], y.lo, y.hi).astype(np.float32)
     traces: list[Figure] = []
     if events > MARKERS_MAX:
-        bins = panel.density.shape[0]
-        counts = target_bins(panel, bins)
-        raster = _heatmap(counts, panel, "target-raster", theme["raster"])
-        assert raster is not None
-        traces.append(raster)
-        crowd = _neighbourhood(counts)[
-            _bin_index(panel.target[1], panel.y, bins), _bin_index(panel.target[0], panel.x, bins)
-        ]
-        # A bin is little over a pixel, so a lone event gets a marker that the eye can find.
+        counts = _binned(points, x, y, BINS)
+        crowd = _neighbourhood(counts)[_bin_index(points[1], y, BINS), _bin_index(points[0], x, BINS)]
+        if status != "rejected":
+            colours = theme["groupRaster"][status] if status else theme["raster"]
+            raster = _heatmap(counts, x, y, f"{name}-raster", colours)
+            assert raster is not None
+            traces.append(raster)
+        # A bin is little over a pixel, so a lone event gets a marker that the eye can find; where symbols tell what
+        # an event is, some stand in the crowd as well.
         alone = np.flatnonzero(crowd <= 3)
-        keep = alone[np.lexsort((x[alone], y[alone], crowd[alone]))][:MARKERS_MAX]
+        keep = alone[np.lexsort((px[alone], py[alone], crowd[alone]))][:MARKERS_MAX]
+        if status:
+            keep = np.union1d(keep, np.arange(0, events, -(-events // _IN_CROWD)))
     else:
-        keep = np.lexsort((x, y))
+        keep = np.lexsort((px, py))
     if keep.size:
-        size = 7 if events <= 60 else 4.6 if events <= 400 else 3.2 if events <= MARKERS_MAX else 2.4
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "meta": "target",
-                "x": _typed(x[keep]),
-                "y": _typed(y[keep]),
+                "meta": name,
+                "x": typed(px[keep]),
+                "y": typed(py[keep]),
                 "hoverinfo": "skip",
                 "cliponaxis": False,
-                "marker": {
-                    "size": size,
-                    "color": theme["target"],
-                    "line": {"width": 0.8 if events <= 60 else 0, "color": theme["targetEdge"]},
-                },
+                "marker": _marker(events, status),
             }
         )
     return traces
+
+
+def _marker(events: int, status: str) -> Figure:
+    """Give events a symbol by their status, larger where they are few."""
+    theme = THEMES["light"]
+    size = 7 if events <= 60 else 4.6 if events <= 400 else 3.2 if events <= MARKERS_MAX else 2.4
+    if status in SYMBOLS:
+        colour = theme["groups"][status]
+        line = {"width": 1.3 if events <= 400 else 0.9, "color": colour}
+        return {"size": size + 2.4, "symbol": SYMBOLS[status], "color": colour, "line": line}
+    line = {"width": 0.8 if events <= 60 else 0, "color": theme["targetEdge"]}
+    return {"size": size, "color": theme["groups"]["accepted"] if status else theme["target"], "line": line}
+
+
+def _binned(points: NDArray[np.float32], x: Axis, y: Axis, bins: int) -> NDArray[np.int64]:
+    index = _bin_index(points[1], y, bins) * bins + _bin_index(points[0], x, bins)
+    counts: NDArray[np.int64] = np.bincount(index, minlength=bins * bins).reshape(bins, bins)
+    return counts
+
+
+def normals_trace(points: NDArray[np.float32], x: Axis, y: Axis) -> Figure | None:
+    """Draw normal cells (2, n) as a grey density behind everything else; `None` where there are none."""
+    if points.shape[1] == 0:
+        return None
+    return _heatmap(_binned(points, x, y, _NORMAL_BINS), x, y, "normals", THEMES["light"]["normals"])
 
 
 def _bin_index(values: NDArray[np.float32], axis: Axis, bins: int) -> NDArray[np.int64]:
@@ -549,10 +592,10 @@ def _path(outline: Floats) -> str:
     return "M" + "L".join(f"{x:.5g},{y:.5g}" for x, y in outline.T) + "Z"
 
 
-def gate_label(gate: GateShape) -> str:
+def gate_label(gate: GateShape, *, symbol: str = "") -> str:
     """Return the two lines of a gate's label: name; count and share of the parent."""
     return (
-        f"<b>{plot_text(gate.population, limit=_LABEL_CHARS)}</b><br>"
+        f"{symbol}<b>{plot_text(gate.population, limit=_LABEL_CHARS)}</b><br>"
         f"{format_count(gate.events)} · {format_share(gate.events, gate.parent_events)}"
     )
 
@@ -576,9 +619,16 @@ def _box_area(outline: Floats) -> float:
     return float(width * height)
 
 
+def _symbol(gate: GateShape, panel: PlotPanel) -> str:
+    """Show which points a list of events means; it has no outline that would."""
+    if gate.kind != "members":
+        return ""
+    return "● " if gate.population == panel.target_name else "◇ "
+
+
 def _label_size(gate: GateShape) -> tuple[float, float]:
     """Width and height of a gate's label on the smallest plot, as shares of the plot area."""
-    name = min(len(gate.population), _LABEL_CHARS) * _BOLD_PX
+    name = (min(len(gate.population), _LABEL_CHARS) + 2 * (gate.kind == "members")) * _BOLD_PX
     numbers = len(f"{format_count(gate.events)} · {format_share(gate.events, gate.parent_events)}") * _CHAR_PX
     return ((max(name, numbers) + _PAD_PX) / _PLOT_PX, (2 * _LINE_PX + _PAD_PX) / _PLOT_PX)
 
@@ -618,7 +668,7 @@ def _gate_annotations(panel: PlotPanel, placements: Sequence[Placement]) -> list
         x, y = _in_axis(place.x, panel.x), _in_axis(place.y, panel.y)
         note: Figure = {
             "name": "label-target" if is_target else "label",
-            "text": gate_label(gate),
+            "text": gate_label(gate, symbol=_symbol(gate, panel)),
             "x": x,
             "y": y,
             "xref": "x",
@@ -657,8 +707,8 @@ def _in_axis(share: float, axis: Axis) -> float:
 # ---------------------------------------------------------------------------------------------------------------- axes
 
 
-def _plot_axis(axis: Axis) -> Figure:
-    """Make an axis linear in scaled units, labelled in channel values."""
+def plot_axis(axis: Axis) -> Figure:
+    """Make a plot's axis, linear in scaled units and labelled in channel values."""
     transform = make_transform(axis.transform)
     major, minor = ticks(transform, axis.lo, axis.hi)
     theme = THEMES["light"]
@@ -718,8 +768,8 @@ def _line(x: Floats, y: Floats, xaxis: str, yaxis: str) -> Figure:
         "type": "scatter",
         "mode": "lines",
         "meta": "series",
-        "x": _typed(x.astype(np.float32)),
-        "y": _typed(y.astype(np.float32)),
+        "x": typed(x.astype(np.float32)),
+        "y": typed(y.astype(np.float32)),
         "xaxis": xaxis,
         "yaxis": yaxis,
         "line": {"width": 1.2, "color": THEMES["light"]["series"]},

@@ -18,6 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowmrd import __version__
 from flowmrd.cytometry.transforms import make_transform
 from flowmrd.errors import Level, QcFinding
@@ -27,6 +30,7 @@ from flowmrd.records import (
     AcquisitionResult,
     Axis,
     ControlOverlay,
+    DetectionRecord,
     GateSetRecord,
     MarginCount,
     MeasurementRow,
@@ -45,6 +49,7 @@ from flowmrd.reporting.numbers import (
     significant,
     supported_digits,
 )
+from flowmrd.reporting.search import search_context, shown_events
 from flowmrd.reporting.thumbnails import panel_thumbnail
 from flowmrd.reporting.timeline import Point, course_timeline, mrd_points, timeline_context
 
@@ -209,6 +214,7 @@ def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any
         "panels": [_panel(panel, result, f"{key}-panel-{i + 1}") for i, panel in enumerate(result.panels)],
         "tree": _tree(result, scales, target),
         "overlay": _overlay(result.overlay, key),
+        "search": _search(result, scales, key),
         "time": _time(result.time, result),
         **_margins(result.margins),
         "gates": [_gate_row(gate) for gate in result.gates],
@@ -247,7 +253,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     parts = environment.get_template("parts.html").module
-    environment.globals.update({name: getattr(parts, name) for name in ("badge", "level", "tree")})
+    environment.globals.update({name: getattr(parts, name) for name in ("badge", "level", "symbol", "tree")})
     return environment
 
 
@@ -559,6 +565,7 @@ def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[s
         total = next((row.events for row in result.populations if row.population == panel.target_name), None)
         of = f" of {format_count(total)}" if total is not None else ""
         target = f"{format_count(panel.target.shape[1])}{of} {panel.target_name} inside this parent"
+    waiting = _waiting_events(panel, result.detection)
     return {
         "id": panel_id,
         "title": panel.parent,
@@ -570,9 +577,40 @@ def _panel(panel: PlotPanel, result: AcquisitionResult, panel_id: str) -> dict[s
         "target": target,
         "purpose": panel.purpose,
         "own": [f"{gate.population}: {gate.detail}" for gate in panel.gates if gate.method == "override"],
-        "undrawn": ", ".join(gate.population for gate in panel.gates if gate.outline.size == 0),
-        "figure": _markup(_json(figures.panel_figure(panel))),
+        "lists": _lists(panel, result.detection),
+        "waiting": waiting is not None,
+        "undrawn": ", ".join(
+            gate.population for gate in panel.gates if gate.outline.size == 0 and gate.kind != "members"
+        ),
+        "figure": _markup(_json(figures.panel_figure(panel, review=waiting))),
     }
+
+
+def _lists(panel: PlotPanel, found: DetectionRecord | None) -> list[str]:
+    """Say of each list of events that it has no outline, and where it comes from."""
+    against = f" against reference {found.reference} ({found.reference_sha256[:12]})" if found is not None else ""
+    return [
+        f"{gate.population}: {gate.detail or 'list of events'}"
+        + ("" if found is not None and found.reference in gate.detail else against)
+        for gate in panel.gates
+        if gate.kind == "members" and gate.method != "override"
+    ]
+
+
+def _waiting_events(panel: PlotPanel, found: DetectionRecord | None) -> NDArray[np.float32] | None:
+    """Return x and y of the events under review, on the panels that list them; `None` elsewhere."""
+    lists = [gate for gate in panel.gates if gate.kind == "members" and gate.population != panel.target_name]
+    if found is None or not lists or not {panel.x.marker, panel.y.marker} <= set(found.features):
+        return None
+    events = shown_events(found, "review", panel.x.marker, panel.y.marker)
+    return events if events.shape[1] else None
+
+
+def _search(result: AcquisitionResult, scales: Mapping[str, Axis], key: str) -> dict[str, Any] | None:
+    context = search_context(result, scales, key=key)
+    for view in (context or {}).get("views", ()):
+        view["figure"] = _markup(_json(view["figure"]))
+    return context
 
 
 def _gate_set(record: GateSetRecord | None) -> dict[str, Any] | None:
@@ -678,6 +716,9 @@ def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
             str(name): Axis(marker=str(name), channel="", transform=scale, lo=0.0, hi=1.0)
             for name, scale in own.items()
         }
+    if gate["kind"] == "members":
+        # Unpacking the list would cost more than the page.
+        return f"list of {format_count(int(str(gate['count'])))} events"
     match gate_from_json(gate):
         case Rectangle(markers=markers, low=low, high=high):
             parts = [_range_text(*side, scales) for side in zip(markers, low, high, strict=True)]
@@ -694,10 +735,10 @@ def describe_cut(gate: Mapping[str, object], scales: Mapping[str, Axis]) -> str:
         case Boolean(operator=operator, operands=operands):
             names = [f"not {name}" if complement else name for name, complement in operands]
             return f"not {names[0]}" if operator == "not" else f" {operator} ".join(names)
-        case Whole():
-            return "whole parent"
         case Nothing():
             return "not evaluable"
+        case Whole() | _:
+            return "whole parent"
 
 
 def _range_text(marker: str, low: float, high: float, scales: Mapping[str, Axis]) -> str:

@@ -40,6 +40,14 @@
         const line = { ...trace.marker.line, color: look.targetEdge };
         return { ...trace, visible, marker: { ...trace.marker, color: look.target, line } };
       }
+      if (role === "normals") return { ...trace, colorscale: scale(look.normals) };
+      const [, status, raster] = /^(?:target|group)-(accepted|review|rejected)(-raster)?$/.exec(role) || [];
+      if (raster) return { ...trace, visible, colorscale: scale(look.groupRaster[status]) };
+      if (status) {
+        const colour = look.groups[status];
+        const edge = status === "accepted" ? look.targetEdge : colour;
+        return { ...trace, visible, marker: { ...trace.marker, color: colour, line: { ...trace.marker.line, color: edge } } };
+      }
       if (role === "slope") return { ...trace, line: { ...trace.line, color: look.ink } };
       const own = look.timeline[String(role).replace(/-mark$/, "")];
       if (own && trace.marker) {
@@ -64,6 +72,7 @@
     });
     layout.annotations = (layout.annotations || []).map((note) => {
       const next = { ...note, font: { ...note.font, color: ["note", "key", "level"].includes(note.name) ? look.muted : look.ink } };
+      if (note.name === "group") Object.assign(next, { bgcolor: look.label, bordercolor: look.muted, arrowcolor: look.ink });
       if (note.name === "label" || note.name === "label-target") {
         next.bgcolor = look.label;
         if (note.name === "label-target") next.bordercolor = look.target;
