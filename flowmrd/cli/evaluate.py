@@ -77,6 +77,12 @@ class Levels(click.ParamType[tuple[float, ...]]):
     metavar="NAME",
     help="Column of --groups, or without it a key of the simulator's truth files such as parameters.batch; repeatable.",
 )
+@click.option(
+    "--diagnoses",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV with columns `file` and `diagnosis` (or the cases.csv of a simulated set): the subject's earlier file, "
+    "for the route by the own phenotype (--analyte MRD-OWN scores it).",
+)
 @click.option("--baselines", is_flag=True, help="Score the comparison methods of the detector as well.")
 @click.option("--compare", multiple=True, metavar="TEMPLATE", help="Score another template beside it; repeatable.")
 @click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
@@ -113,7 +119,16 @@ def command(inputs: tuple[Path, ...], out: Path, template: str | None, reference
     values cannot be used becomes a finding; the others go on, and the exit code is 3. Apart from time (--no-time), the
     same inputs give the same bytes for any --jobs.
     """
-    from flowmrd.evaluation.batch import absent_finding, choose_template, evaluate, list_files, prepare, read_groups
+    from flowmrd.evaluation.batch import (
+        absent_finding,
+        choose_template,
+        evaluate,
+        list_files,
+        prepare,
+        read_diagnoses,
+        read_groups,
+        with_diagnoses,
+    )
     from flowmrd.evaluation.comparisons import baselines_of, comparison_templates
     from flowmrd.evaluation.defaults import load_defaults
     from flowmrd.evaluation.scores import ASSESSED, Plan
@@ -153,6 +168,10 @@ def command(inputs: tuple[Path, ...], out: Path, template: str | None, reference
         by=options["by"],
         groups=groups,
     )
+    if options["diagnoses"] is not None:
+        cases = with_diagnoses(cases, read_diagnoses(options["diagnoses"]))
+        linked = sum(bool(case.diagnosis) for case in cases)
+        click.echo(f"a diagnosis is known for {linked} of {len(cases)} files", err=True)
     if absent:
         finding = absent_finding(absent)
         click.echo(f"{finding.level}: {finding.message}", err=True)

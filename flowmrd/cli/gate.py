@@ -40,6 +40,12 @@ _TEMPLATE_ONLY = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="With --template: a subject's own gates (TOML), in place of the template's on all FILES.",
 )
+@click.option(
+    "--diagnosis",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --template: an earlier FCS file of the same subject, or the phenotype.json that a run kept of it: its "
+    "blasts are looked for in all FILES (MRD-OWN).",
+)
 @click.option("--tube", help="With --strategy: the tube or sample of the document, where its file name does not say.")
 @click.option("--out", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @settings_options
@@ -48,6 +54,7 @@ def command(
     template: str | None,
     strategy: Path | None,
     gate_set: Path | None,
+    diagnosis: Path | None,
     tube: str | None,
     out: Path,
     **options: Any,
@@ -77,12 +84,18 @@ def command(
         # A typo is told before anything is written.
         found = find_template(template, None if settings.templates is None else Path(settings.templates))
         own = None if gate_set is None else _own_gates(gate_set, found)
-        acquisitions = [Acquisition(name=path.stem, path=str(path), tube=template, gate_set=own) for path in files]
+        earlier = None if diagnosis is None else str(diagnosis)
+        acquisitions = [
+            Acquisition(name=path.stem, path=str(path), tube=template, gate_set=own, diagnosis=earlier)
+            for path in files
+        ]
         execute(acquisitions, out, settings, options)
         return
     assert strategy is not None
     if gate_set is not None:
         raise click.UsageError("--gate-set goes with --template")
+    if diagnosis is not None:
+        raise click.UsageError("--diagnosis goes with --template")
     refused = [f"--{name.replace('_', '-')}" for name, usual in _TEMPLATE_ONLY.items() if options[name] != usual]
     if refused:
         raise click.UsageError(f"{', '.join(refused)}: the document of --strategy decides this itself")

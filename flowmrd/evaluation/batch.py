@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,53 @@ def read_groups(path: Path, by: Sequence[str], defaults: Defaults) -> dict[str, 
             raise SettingsError(f"{name} stands twice", source=path.name, where=f"row {row.number}")
         found[name] = {column: row.cells[column] for column in by}
     return found
+
+
+def read_diagnoses(path: Path) -> dict[str, Path]:
+    """Read which file is the diagnosis of which, by file name or name of the case.
+
+    The table has columns `file` (or `name`) and `diagnosis`, a path relative to the table; or it is the `cases.csv` of
+    a simulated set, whose rows of role `diagnosis` belong to those of the same `pseudonym`.
+
+    Raises
+    ------
+    SettingsError : other columns, a file named twice, or a diagnosis that does not exist
+    """
+    table = read_csv(path, error=SettingsError)
+    if table.faults:
+        raise table.faults[0]
+    key = next((name for name in ("file", "name") if name in table.header), None)
+    rows = [(row.number, row.cells) for row in table.rows]
+    if key is not None and "diagnosis" in table.header:
+        pairs = [(number, cells[key], cells["diagnosis"]) for number, cells in rows if cells["diagnosis"]]
+    elif key is not None and {"role", "pseudonym"} <= set(table.header):
+        first = {cells["pseudonym"]: f"{cells[key]}.fcs" for _, cells in rows if cells["role"] == "diagnosis"}
+        pairs = [
+            (number, cells[key], first[cells["pseudonym"]])
+            for number, cells in rows
+            if cells["role"] != "diagnosis" and cells["pseudonym"] in first
+        ]
+    else:
+        raise SettingsError("needs columns file and diagnosis, or the cases.csv of a simulated set", source=path.name)
+    found: dict[str, Path] = {}
+    for number, name, diagnosis in pairs:
+        place = path.parent / diagnosis
+        if name in found:
+            raise SettingsError(f"{name} stands twice", source=path.name, where=f"row {number}")
+        if not place.is_file():
+            raise SettingsError(f"no file {diagnosis}", source=path.name, where=f"row {number}, column diagnosis")
+        found[name] = place
+    return found
+
+
+def with_diagnoses(cases: Sequence[Case], diagnoses: Mapping[str, Path]) -> tuple[Case, ...]:
+    """Give each case the diagnosis that the table names for it, by file name, name or stem; none to a diagnosis."""
+    given = []
+    for case in cases:
+        path = Path(case.path)
+        mine = next((diagnoses[name] for name in (path.name, case.name, path.stem) if name in diagnoses), None)
+        given.append(case if mine is None or mine.resolve() == path.resolve() else replace(case, diagnosis=str(mine)))
+    return tuple(given)
 
 
 def choose_template(files: Sequence[Listed], *, analyte: str, folder: Path | None, dataset: int | None) -> str:
@@ -398,13 +445,17 @@ def _kept(place: Path, key: str, *, gates: bool) -> Score | None:
     return score
 
 
+def _sha256(path: str) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
+
+
 def _key(work: _Work) -> str:
     """Digest everything that one score depends on."""
     case, plan = work.case, work.plan
-    try:
-        sha256 = file_sha256(case.path)
-    except OSError:
-        sha256 = ""
+    sha256 = _sha256(case.path)
     matrix = plan.settings.matrix
     matrix_sha256 = "" if matrix in {"file", "none"} else file_sha256(matrix)
     text = json.dumps(
@@ -412,6 +463,7 @@ def _key(work: _Work) -> str:
             "version": __version__,
             "schema": SCHEMA_VERSION,
             "case": [case.name, Path(case.path).name, sha256],
+            "diagnosis": [Path(case.diagnosis).name, _sha256(case.diagnosis)] if case.diagnosis else [],
             "labels": [Path(case.labels).name, case.survey.sha256 if case.survey else ""],
             "fault": case.fault.message if case.fault else "",
             "nominal": str(case.nominal),

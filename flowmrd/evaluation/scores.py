@@ -22,7 +22,7 @@ from flowmrd.fcs import open_fcs
 from flowmrd.gating.template import GatingTemplate, Measurement
 from flowmrd.pipeline import Acquisition, Analysis, analyse
 from flowmrd.quantification.rare_events import Call, load_rules
-from flowmrd.records import AcquisitionResult
+from flowmrd.records import AcquisitionResult, MeasurementRow
 from flowmrd.settings import Settings
 
 # What a case can say of the method: there is disease to find, there is none, or too little for any method to find.
@@ -42,7 +42,10 @@ class Nominal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One line of work: a file, its labels, what is known of it, or why it cannot be compared (`fault`)."""
+    """One line of work: a file, its labels, what is known of it, or why it cannot be compared (`fault`).
+
+    `diagnosis` is an earlier file of the same subject, to learn the subject's own blasts from; empty where none is.
+    """
 
     name: str
     path: str
@@ -51,6 +54,7 @@ class Case:
     nominal: Nominal | None
     groups: Mapping[str, str]
     fault: QcFinding | None
+    diagnosis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +273,8 @@ def score_case(case: Case, plan: Plan, defaults: Defaults) -> tuple[Score, Acqui
     nominal = case.nominal
     if nominal is not None and nominal.numerator_events != true_events:
         nominal = None  # other labels than those that the truth document is about
-    gated = None if analysis.failed else _row(analysis, plan.analyte).denominator_events
+    scored = None if analysis.failed else _row(analysis, plan.analyte)
+    gated = None if scored is None else scored.denominator_events
     size, source = None, ""
     if labels.denominator is not None:
         size, source = int(np.count_nonzero(labels.denominator)), f"labels, {labels.denominator_column}"
@@ -292,7 +297,7 @@ def score_case(case: Case, plan: Plan, defaults: Defaults) -> tuple[Score, Acqui
         sha256=result.file_sha256,
         labels=Path(case.labels).name,
         labels_sha256=case.survey.sha256,
-        status=REFUSED if analysis.failed else ASSESSED,
+        status=REFUSED if analysis.failed or scored is None else ASSESSED,
         reason=outcomes[0].reason,
         events=events,
         truth_events=true_events,
@@ -329,7 +334,9 @@ class _Truth:
 
 
 def _gated(case: Case, plan: Plan, template: GatingTemplate) -> Analysis:
-    acquisition = Acquisition(name=case.name, path=case.path, tube=template.template.id)
+    acquisition = Acquisition(
+        name=case.name, path=case.path, tube=template.template.id, diagnosis=case.diagnosis or None
+    )
     if plan.reference is None:
         return analyse(acquisition, template, plan.settings)
     passed: dict[str, Any] = {"reference": plan.reference}
@@ -343,8 +350,9 @@ def _event_count(path: str, dataset: int | None) -> int | None:
         return None
 
 
-def _row(analysis: Analysis, analyte: str) -> Any:
-    return next(row for row in analysis.result.measurements if row.analyte == analyte)
+def _row(analysis: Analysis, analyte: str) -> MeasurementRow | None:
+    """Return the row that is scored; `None` where this file has none, such as a route that needs a diagnosis."""
+    return next((row for row in analysis.result.measurements if row.analyte == analyte), None)
 
 
 def _standing(events: int, fraction: float | None, nominal: float | None, plan: Plan) -> str:
@@ -359,16 +367,17 @@ def _standing(events: int, fraction: float | None, nominal: float | None, plan: 
 def _outcome(method: str, analysis: Analysis, plan: Plan, truth: _Truth, defaults: Defaults, seconds: float) -> Outcome:
     row = _row(analysis, plan.analyte)
     taken = round(seconds, 3) if plan.timed else None
-    if analysis.failed or analysis.gating is None:
-        reason = analysis.result.findings[-1].message
+    if analysis.failed or analysis.gating is None or row is None:
+        findings = analysis.result.findings
+        reason = findings[-1].message if analysis.failed and findings else f"{plan.analyte} was not measured"
         return Outcome(
             method=method,
             status=REFUSED,
             reason=reason,
-            call=row.call,
-            category=row.category,
+            call=row.call if row else str(Call.REVIEW),
+            category=row.category if row else "NOT_DONE",
             qc=analysis.result.qc,
-            denominator=row.denominator,
+            denominator=row.denominator if row else plan.measurement.denominator,
             seconds=taken,
         )
     members = analysis.gating.memberships
