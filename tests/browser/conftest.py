@@ -50,12 +50,14 @@ def _synthetic() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `folder/` and `single/`, the same results in both forms."""
+    """Return a folder with `folder/` and `single/`, the same results in both forms, and `searched/`."""
     out = tmp_path_factory.mktemp("reports")
     synthetic = _synthetic()
     results = synthetic.make_results()
     render_report(results, synthetic.RUN, out / "folder")
     render_report(results, synthetic.RUN, out / "single", single_file=True)
+    searched = [synthetic.make_searched(call) for call in ("positive", "not_detected", "review")]
+    render_report(searched, synthetic.RUN, out / "searched")
     return out
 
 

@@ -339,3 +339,72 @@ def test_the_single_file_shows_one_page_at_a_time(open_page: Callable[..., Any],
     assert page.locator("section.page:visible h1").inner_text() == "PSN-0042 · D28"
     page.get_by_role("link", name="All acquisitions").click()
     assert page.locator("section.page:visible h1").inner_text() == "Acquisitions"
+
+
+# Points of each status in every view of the search, and what a reader without colours has to tell them apart.
+SEARCH = """() => [...document.querySelectorAll(".search .views .plot")].map((plot) => ({
+  figure: plot.dataset.figure,
+  traces: [...plot.querySelectorAll(".scatterlayer .trace")].map((trace) => {
+    const marks = [...trace.querySelectorAll(".points path")];
+    const look = getComputedStyle(marks[0]);
+    return {
+      count: marks.length,
+      shape: marks[0].getAttribute("d").replace(/[\\d.,-]+/g, ""),
+      filled: Number(look.fillOpacity) > 0 && look.fill !== "none",
+    };
+  }),
+  normals: plot.querySelectorAll(".heatmaplayer image").length,
+  names: [...plot.querySelectorAll(".annotation-text-g")].map((node) => node.textContent),
+}))"""
+
+
+@pytest.mark.parametrize(("call", "width", "scheme"), [("review", 1280, "light"), ("review", 1800, "dark")])
+def test_groups_of_a_search_are_told_apart_by_their_symbols(
+    open_page: Callable[..., Any], reports: Path, call: str, width: int, scheme: str
+) -> None:
+    watched = open_page(address(reports / "searched" / "acquisitions" / f"{call}.html"), width=width, scheme=scheme)
+    draw_all(watched.page)
+    views = watched.page.evaluate(SEARCH)
+    assert len(views) == 5
+    for view in views:
+        assert view["normals"] == 1
+        assert view["names"] == ["2", "3"]
+        # Rejected below, then under review, accepted on top.
+        assert [trace["count"] for trace in view["traces"]] == [80, 25, 40]
+        looks = {(trace["shape"], trace["filled"]) for trace in view["traces"]}
+        assert len(looks) == 3
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_search_says_its_answer_and_shows_bars_that_differ_in_more_than_colour(
+    open_page: Callable[..., Any], reports: Path
+) -> None:
+    watched = open_page(address(reports / "searched" / "acquisitions" / "positive.html"))
+    section = watched.page.locator("section.search")
+    assert section.locator(".sentence").inner_text() == "Positive: 300 events in 1 accepted group, 0.59% of viable."
+    assert section.locator(".level-warning").inner_text().split()[-1] == "simulated"
+    fills = section.locator(".deviation rect").evaluate_all("(all) => all.map((one) => getComputedStyle(one).fill)")
+    assert [fill == "none" for fill in fills] == [False, False, True, True, True]
+    widths = section.locator(".deviation rect").evaluate_all(
+        "(all) => all.map((one) => one.getBoundingClientRect().width)"
+    )
+    assert widths[0] > widths[1] > widths[2] > 20
+    watched.page.locator('.contents a[href$="-search"]').click()
+    assert 0 <= section.locator("h2").bounding_box()["y"] < 200  # type: ignore[index]
+
+
+def test_a_review_opens_its_rejected_groups_and_enlarges_a_view(open_page: Callable[..., Any], reports: Path) -> None:
+    watched = open_page(address(reports / "searched" / "acquisitions" / "review.html"))
+    section = watched.page.locator("section.search")
+    assert section.locator(".reasons li").all_inner_texts() == [
+        "CD45 of t_like is +0.12 display units from the reference's.",
+        "1 group with 25 events waits for a person's judgement.",
+    ]
+    assert not section.locator(".rejected table").first.is_visible()
+    section.locator(".rejected summary").click()
+    assert section.locator(".rejected table").first.is_visible()
+    section.locator(".views button").first.click()
+    watched.page.wait_for_selector("dialog[open] .enlarged-plot .scatterlayer")
+    assert watched.page.locator("dialog h2").inner_text() == "CD10 × CD20"
+    watched.page.keyboard.press("Escape")
+    assert {request.split(":")[0] for request in watched.requests} <= {"file", "data", "blob"}

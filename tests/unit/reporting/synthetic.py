@@ -7,15 +7,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import Level, QcFinding
+from flowmrd.gating.gates import gate_to_json, member_list
 from flowmrd.records import (
     BINS,
+    Aberration,
     AcquisitionResult,
     Axis,
+    BlastGroup,
+    DetectionRecord,
     GateShape,
     MarginCount,
     MeasurementRow,
@@ -363,6 +368,109 @@ def make_results() -> tuple[AcquisitionResult, ...]:
         make_result("M3 (tube 2) #1", blasts=0, visit="M3", category="UNDETECTED_INSUFFICIENT"),
         make_result("M12_lowpos", blasts=36, visit="M12", category="DETECTED_BELOW_LLOQ", subject="PSN-0007"),
         failed_result("M6_truncated"),
+    )
+
+
+# Groups of a search: status and events, by the answer that they make.
+_SEARCHES: Mapping[str, Sequence[tuple[str, int]]] = {
+    "positive": (("accepted", 300),),
+    "not_detected": (),
+    "review": (("rejected", 80), ("accepted", 40), ("review", 25)),
+}
+_FEATURES = ("SSC-A", "CD45", "CD10", "CD20", "CD34", "CD38")
+_PATH = (
+    (0.12, 0.55, 0.72, 0.30, 0.45, 0.75),
+    (0.11, 0.70, 0.62, 0.45, 0.24, 0.72),
+    (0.11, 0.85, 0.28, 0.78, 0.22, 0.42),
+)
+_GROUPS: Mapping[str, tuple[float, ...]] = {
+    "accepted": (0.15, 0.50, 0.88, 0.30, 0.62, 0.48),
+    "review": (0.14, 0.58, 0.80, 0.36, 0.50, 0.60),
+    "rejected": (0.11, 0.72, 0.60, 0.48, 0.25, 0.70),
+}
+
+
+def make_detection(call: str, denominator: int) -> DetectionRecord:
+    """What a search found that ends in an answer: groups over normals on the path."""
+    rng = np.random.default_rng(11)
+    spread = 0.03
+    normals = np.concatenate([rng.normal(place, spread, (500, len(_FEATURES))) for place in _PATH])
+    groups, events, owner = [], [], []
+    for k, (status, count) in enumerate(_SEARCHES[call]):
+        values = rng.normal(_GROUPS[status], spread, (count, len(_FEATURES)))
+        events.append(values)
+        owner.append(np.full(count, k))
+        aberrations = (
+            ("CD45", 0.0, 0.0, 0.0, False), ("CD10", 0.20, 0.90, 5.1, True), ("CD20", 0.002, 0.01, 0.04, False),
+            ("CD34", -0.1, None, -2.6, False), ("CD38", -0.15, -0.66, -3.0, True),
+        )  # fmt: skip
+        groups.append(
+            BlastGroup(
+                name=f"group {k + 1}", status=status, events=count, fraction=count / denominator,
+                probability={"accepted": 0.996, "review": 0.41, "rejected": 0.03}[status], stage="hematogone, CD20-",
+                normals_most=1.2e-5, middle=dict(zip(_FEATURES, map(float, np.median(values, axis=0)), strict=True)),
+                aberrations=tuple(
+                    Aberration(
+                        marker=marker, shift=shift, shift_log10=decades, deviations=deviations,
+                        direction="over" if shift > 0 else "under", aberrant=aberrant,
+                    )
+                    for marker, shift, decades, deviations, aberrant in aberrations
+                ),
+            )
+        )  # fmt: skip
+    empty = np.empty((0, len(_FEATURES)))
+    return DetectionRecord(
+        reference="house", reference_sha256="ab" * 32, simulated=True, normal_marrows=24, diagnoses=9, seed=5,
+        features=_FEATURES, groups=tuple(groups),
+        doubts=("CD45 of t_like is +0.12 display units from the reference's",) if call == "review" else (),
+        normals=normals.astype(np.float32), events=np.concatenate([empty, *events]).astype(np.float32),
+        owner=np.concatenate([np.empty(0), *owner]).astype(np.int16),
+    )  # fmt: skip
+
+
+def make_searched(call: str) -> AcquisitionResult:
+    """An acquisition whose blasts a search found: lists of events in place of outlines, on a plot of their own."""
+    blasts = sum(count for status, count in _SEARCHES[call] if status == "accepted")
+    waiting = sum(count for status, count in _SEARCHES[call] if status == "review")
+    result = make_result(
+        call, blasts=blasts, visit=call, category="QUANTIFIABLE" if blasts else "UNDETECTED_INSUFFICIENT"
+    )
+    # The gates before the blasts lose some of those drawn; the search found what it was asked to.
+    first = result.measurements[0]
+    row = replace(first, numerator_events=blasts, fraction=blasts / (first.denominator_events or 1))
+    found = make_detection(call, row.denominator_events or 1)
+    accepted = sum(group.status == "accepted" for group in found.groups)
+    note = f"reference house (abababababab), {accepted} of {len(found.groups)} groups accepted"
+    old = next(panel for panel in result.panels if any(gate.population == "blasts" for gate in panel.gates))
+    blast_gate = next(gate for gate in old.gates if gate.population == "blasts")
+    listed = replace(
+        blast_gate, kind="members", outline=np.empty((2, 0)), events=blasts, method="seed_and_grow",
+        detail=f"list of events found by seed_and_grow; {note}",
+    )  # fmt: skip
+    path = blast_gate.path.replace("blasts", "blast_candidates")
+    rest = replace(
+        listed, population="blast_candidates", path=path, events=waiting, method="search_rest",
+        detail="list of events found by search_rest",
+    )  # fmt: skip
+    panels = tuple(
+        replace(panel, gates=(listed, rest), x=axis("CD38")) if panel is old else panel for panel in result.panels
+    )
+    members = gate_to_json(member_list(np.arange(result.events) < blasts))
+    others = gate_to_json(member_list(np.arange(result.events) < waiting))
+    placed = next(gate for gate in result.gates if gate.population == "blasts")
+    mine = replace(placed, method="seed_and_grow", gate=members, reason=note, bound_hit="", fallback="")
+    theirs = replace(mine, population="blast_candidates", path=path, method="search_rest", gate=others, reason="")
+    population = next(one for one in result.populations if one.population == "blasts")
+    return replace(
+        result,
+        panels=panels,
+        gates=(*(mine if gate is placed else gate for gate in result.gates), theirs),
+        populations=(
+            *result.populations,
+            replace(population, population="blast_candidates", path=path, events=waiting),
+        ),
+        measurements=(replace(row, call=call, status="needs_check" if call == "review" else "computed"),),
+        detection=found,
     )
 
 
