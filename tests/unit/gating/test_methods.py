@@ -463,7 +463,7 @@ def test_no_method_touches_the_events_it_looks_at(method: str) -> None:
         "mixture_2d": {"target": (0.5, 0.5), "max_distance": 1.0},
         "singlet_band": {},
         "time_stable": {},
-        **dict.fromkeys(LISTS, {"denominator": "p", "ruler": "p", "scatter": ("a",)}),
+        **{name: {"denominator": "p", "ruler": "p", "scatter": ("a",)} for name in LISTS},
     }
     markers = ("a", "b") if method in {"singlet_band", "debris_line", "mixture_2d", "time_stable"} else ("a",)
     with suppress(NotFound):
