@@ -273,6 +273,19 @@ def _key(
     return hashlib.sha256(text.encode()).hexdigest(), sha256
 
 
+def _reference_sha256(template: GatingTemplate, settings: Settings) -> str | None:
+    """Return the SHA-256 of the reference that a template's search uses; `None` where there is none."""
+    from flowmrd.fcs import file_sha256
+
+    reference = Path(settings.reference) if settings.reference else default_reference(template)
+    if reference is None or not searched(template):
+        return None
+    try:
+        return file_sha256(str(reference))
+    except OSError:
+        return None
+
+
 def run_record(
     results: StoredResults, templates: Mapping[str, GatingTemplate], settings: Settings, manifest_sha256: str
 ) -> dict[str, object]:
@@ -288,11 +301,15 @@ def run_record(
         "seed": settings.seed,
         # Folder names of this machine are no part of a result.
         "settings": settings.model_dump(mode="json", exclude={"templates"})
-        | {"matrix": settings.matrix if settings.matrix in {"file", "none"} else Path(settings.matrix).name},
+        | {
+            "matrix": settings.matrix if settings.matrix in {"file", "none"} else Path(settings.matrix).name,
+            "reference": Path(settings.reference).name if settings.reference else settings.reference,
+        },
         "templates": {
             tube: {"version": one.template.version, "sha256": one.digest, "approved_by": one.template.approved_by}
             for tube, one in sorted(templates.items())
         },
+        "references": {tube: _reference_sha256(one, settings) for tube, one in sorted(templates.items())},
         "acquisitions": [
             {
                 "acquisition": one.acquisition,

@@ -38,6 +38,18 @@ def shared_fcs(shared: Path) -> Path:
     return folder
 
 
+# Blasts that a reference of few marrows can tell: four clear aberrancies.
+MARKED = """
+start = 0.12
+spread = 0.02
+[shifts]
+CD58 = 0.6
+CD38 = -0.9
+CD10 = 0.4
+"CD66c+CD123" = 1.4
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmallReference:
     """A reference built by the command line from small simulated marrows, and what it was built from.
@@ -68,7 +80,7 @@ def _optional_marker(text: str, marker: str) -> str:
 def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
     """Build a reference from eight normals and eight diagnoses (some 20 s)."""
     from flowmrd.cli import main
-    from flowmrd.simulation import Parameters, simulate, write_simulated
+    from flowmrd.simulation import Parameters, load_immunophenotype, load_profile, simulate, write_simulated
 
     folder = tmp_path_factory.mktemp("reference")
     places = {name: folder / name for name in ("normals", "diagnoses", "samples")}
@@ -80,8 +92,11 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
         write_simulated(case, places["normals"], f"normal-{i}")
         case = simulate(Parameters(events=5_000, scenario="diagnosis", blasts=0.5), 5200 + i)
         write_simulated(case, places["diagnoses"], f"diagnosis-{i}")
+    marked = folder / "marked.toml"
+    marked.write_text(MARKED, encoding="utf-8")
+    phenotype = load_immunophenotype(marked, load_profile("ball-mrd-10c").profile)
     for name, share in (("mrd", 0.01), ("clear", 0.0)):
-        case = simulate(Parameters(events=30_000, scenario="normal", blasts=share), 5300)
+        case = simulate(Parameters(events=30_000, scenario="normal", blasts=share, phenotype=phenotype), 5300)
         write_simulated(case, places["samples"], name)
     shipped = REPOSITORY / "gating_templates" / "ball-mrd-10c.toml"
     template = folder / "small-tube.toml"
