@@ -45,8 +45,13 @@ class AnchorSettings:
     brightness_drift_sd : of the positives' log10 brightness between sample and product
     flank_doubt : relative error of positives that hide in the flank
     shape_doubt : relative error of the negatives' share in a bin after matching
-    tail_doubt : relative standard error of the background above a cut that matching leaves
-    recovery_doubt : standard error of the recovery, as a share of the positives below the cut
+    tail_doubt : relative standard error of the background above a cut that matching one control leaves; the sample's
+        own day remains however many controls there are
+    least_separation : share of positives that lie above 99 % of the negatives at least; what is dimmer cannot be told
+        from negatives that the match did not bring together
+    recovery_doubt : standard error of the recovery, as a share of the positives below the cut; twice that without a
+        product, whose positives show the shape
+    far_better : by how much a fit with positives must be better (half a chi-square) where one without will do
     target_fraction : the cut is chosen for at least this fraction
     least_recovery : share of positives above the cut, less the background, that a cut must have
     most_background : a cut below more of the background is not taken
@@ -60,7 +65,9 @@ class AnchorSettings:
     sd_mean: float = 0.31
     sd_spread: float = 0.08
     brightness_drift_sd: float = 0.05
-    tail_doubt: float = 0.25
+    tail_doubt: float = 0.22
+    least_separation: float = 0.3
+    far_better: float = 60.0
     recovery_doubt: float = 0.1
     target_fraction: float = 0.001
     least_recovery: float = 0.05
@@ -266,8 +273,14 @@ def anchored(
         of_product = _fit(_cleaned(product)[1], product.strata, cleaned, controls, numbers)
         if of_product.fraction > 0.02:
             anchor = of_product
-    fit = _fit(values, sample.strata, cleaned, controls, numbers, anchor=anchor)
-    return _best_cut(values, spillover, fit, numbers, confidence)
+    few, many = _both(values, sample.strata, cleaned, controls, numbers, anchor=anchor)
+    if anchor is None:
+        # A match that needs no positives is kept unless the other explains the sample far better: dim positives of
+        # unknown brightness can stand for whatever the match did not bring together.
+        plain = _best_cut(values, spillover, few, numbers, confidence)
+        if plain.ci_low <= 0 and few.loss - many.loss < numbers.far_better:
+            return plain
+    return _best_cut(values, spillover, min(few, many, key=lambda one: one.loss), numbers, confidence)
 
 
 def _cleaned(one: Intensities) -> tuple[F64, F64]:
@@ -280,6 +293,7 @@ class _Fit:
     """Sample as a mixture of matched controls and positives; `covariance` (2, 2) of mean and log spread."""
 
     loss: float
+    anchored: bool
     fraction: float
     mean: float
     sd: float
@@ -300,8 +314,22 @@ def _fit(
     anchor: _Fit | None = None,
 ) -> _Fit:
     """Fit from a start without positives and from one with many; what explains the sample better is kept."""
-    fits = [_fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, many=many) for many in (False, True)]
-    return min(fits, key=lambda one: one.loss)
+    return min(_both(values, strata, cleaned, controls, numbers, anchor=anchor), key=lambda one: one.loss)
+
+
+def _both(
+    values: F64,
+    strata: NDArray[np.intp],
+    cleaned: Sequence[F64],
+    controls: Sequence[Intensities],
+    numbers: AnchorSettings,
+    *,
+    anchor: _Fit | None = None,
+) -> tuple[_Fit, _Fit]:
+    few, many = (
+        _fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, many=many) for many in (False, True)
+    )
+    return few, many
 
 
 def _fit_from(
@@ -369,6 +397,7 @@ def _fit_from(
             per_stratum[code] = min(max(share, 0.0), 0.95)
     return _Fit(
         loss=found.loss,
+        anchored=anchor is not None,
         fraction=fraction,
         mean=mean,
         sd=sd,
@@ -454,6 +483,7 @@ def _positives(
     counts = np.histogram(values, np.concatenate([[-np.inf], edges, [np.inf]]))[0].astype(np.float64)
     n = np.diff(np.interp(edges, negatives, _LEVELS), prepend=0.0, append=1.0)
     logs = np.log10(np.maximum(edges - offset, 1e-3))
+    border = math.log10(max(float(np.interp(0.99, _LEVELS, negatives)) - offset, 1e-3))
     if anchor is None:
         mean_prior = (math.log10(max(numbers.brightness_units * unit, 1e-3)), numbers.brightness_sd)
         sd_prior = (math.log(numbers.sd_mean), numbers.sd_spread / numbers.sd_mean)
@@ -468,6 +498,8 @@ def _positives(
         expected = hidden + share * p * size + 0.5
         variance = expected + (numbers.shape_doubt * hidden) ** 2
         value = 0.5 * float(((counts - expected) ** 2 / variance + np.log(variance)).sum())
+        above = float(ndtr((theta[1] - border) / math.exp(theta[2])))
+        value += 0.5 * (max(numbers.least_separation - above, 0.0) / 0.02) ** 2
         value += 0.5 * ((theta[1] - mean_prior[0]) / mean_prior[1]) ** 2
         return float(value + 0.5 * ((theta[2] - sd_prior[0]) / sd_prior[1]) ** 2)
 
@@ -545,12 +577,12 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
         r = float(ndtr(-z))
         slope = math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
         gradient = np.array([slope / fit.sd, slope * z])
-        r_se = math.hypot(
-            math.sqrt(max(float(gradient @ fit.covariance @ gradient), 0.0)), numbers.recovery_doubt * (1 - r)
-        )
+        r_se = math.hypot(math.sqrt(max(float(gradient @ fit.covariance @ gradient), 0.0)), recovery_doubt * (1 - r))
         return q, q_var, p, r, r_se
 
     share = max(fit.fraction, numbers.target_fraction)
+    recovery_doubt = numbers.recovery_doubt * (1.0 if fit.anchored else 2.0)
+    tail_doubt = numbers.tail_doubt * math.sqrt((1.0 + 1.0 / len(fit.matches)) / 2.0)
 
     def error(cut: float) -> float:
         q, q_var, _, r, r_se = at(cut)
@@ -558,7 +590,7 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
             return math.inf
         expected = share * r + (1 - share) * q
         variance = expected * (1 - expected) / size
-        variance += (1 - share) ** 2 * (q_var + (numbers.tail_doubt * q) ** 2) + (share * r_se) ** 2
+        variance += (1 - share) ** 2 * (q_var + (tail_doubt * q) ** 2) + (share * r_se) ** 2
         return variance / (r - q) ** 2
 
     errors = np.array([error(float(cut)) for cut in cuts])
@@ -571,7 +603,7 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
     n_eff = q * (1 - q) / q_var if 0 < q < 1 else effective
     p_low, p_high = _score(p, size, z)
     q_low, q_high = _score(q, n_eff, z)
-    doubt = z * numbers.tail_doubt * q
+    doubt = z * tail_doubt * q
     fraction = (p - q) / (r - q)
     low = (p - q - math.hypot(p - p_low, math.hypot(q_high - q, doubt))) / (r - q)
     high = (p - q + math.hypot(p_high - p, math.hypot(q - q_low, doubt))) / (r - q)
