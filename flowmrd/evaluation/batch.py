@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmrd import __version__
+from flowmrd.blasts import default_reference, uses_reference
 from flowmrd.cytometry.events import resolve_panel
 from flowmrd.documents.loader import read_csv
 from flowmrd.errors import FcsError, Level, PanelMismatchError, QcFinding, SettingsError
@@ -288,7 +289,10 @@ def evaluate(
     absent : values meant as disease that no label has, for the record
     on_done : called in this process as each file ends, in any order
     """
-    reference_sha256 = "" if plan.reference is None else file_sha256(plan.reference)
+    # Scores rest on the shipped reference where none is named: another one is another evaluation.
+    shipped = default_reference(plan.template) if uses_reference(plan.template) else None
+    reference = plan.reference or shipped
+    reference_sha256 = "" if reference is None else file_sha256(reference)
     places = {case.name: out / "acquisitions" / case.name for case in cases}
     work = [
         _Work(
@@ -504,7 +508,11 @@ def _record(
     """Return what `run.json` says: versions, digests, settings; nothing that changes from run to run."""
     record = run_record(StoredResults([]), {plan.template.template.id: plan.template}, plan.settings, "")
     return {
-        **{name: value for name, value in record.items() if name not in {"acquisitions", "manifest_sha256"}},
+        **{
+            name: value
+            for name, value in record.items()
+            if name not in {"acquisitions", "manifest_sha256", "references"}
+        },
         "simulator_versions": sorted({score.simulator_version for score in scores} - {""}),
         "evaluation": {
             "defaults": defaults.version,
