@@ -1,0 +1,183 @@
+"""`flowmrd run` on CAR-T tubes: controls linked by the manifest, four analytes, kinetics, doubts by name."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flowmrd.cli.run import command
+from flowmrd.simulation import ChannelSet, Parameters, simulate, write_simulated
+
+HEADER = (
+    "acquisition,patient_pseudonym,specimen_type,study_day,tube,fcs_filename,control_acquisition,control_kind,"
+    "car_reagent,car_lot,beads_lot,beads_added,blood_volume_ul,collected_at,wbc_1e9_l,wbc_at,lymph_pct,copies_per_ug"
+)
+
+
+def tube(name: str, *, seed: int, **changes: object) -> tuple[str, Parameters, int]:
+    parameters = Parameters(
+        tube="cart-persistence",
+        events=36_000,
+        channels=ChannelSet.COMPACT,
+        patient_seed=9,
+        leukocytes_per_ul=8_000,  # a tenth of the events are beads
+        **changes,  # type: ignore[arg-type]
+    )
+    return name, parameters, seed
+
+
+TUBES = (
+    tube("pre", seed=1),
+    tube("product", seed=2, scenario="expansion", car=0.35),
+    tube("d14", seed=3, scenario="expansion", car=0.3),
+    tube("fmo", seed=4, scenario="expansion", car=0.3, fmo=True),
+    tube("d91", seed=5, scenario="recovery", car=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cart")
+    for name, parameters, seed in TUBES:
+        write_simulated(simulate(parameters, seed), path, name)
+    return path
+
+
+def row(name: str, file: str, day: int, specimen: str = "PB", **cells: object) -> str:
+    given: dict[str, object] = {
+        "acquisition": name,
+        "patient_pseudonym": "S1",
+        "specimen_type": specimen,
+        "study_day": day,
+        "tube": "cart-persistence",
+        "fcs_filename": f"{file}.fcs",
+        "car_reagent": "CD19 protein",
+        "car_lot": "A",
+        "beads_lot": "B1",
+        "beads_added": 50_000,
+        "blood_volume_ul": 50,
+        "collected_at": "2026-03-12T08:00:00+01:00",
+        **cells,
+    }
+    return ",".join(str(given.get(column, "")) for column in HEADER.split(","))
+
+
+def run(folder: Path, out: Path, *rows: str) -> Result:
+    manifest = folder / f"{out.name}.csv"
+    manifest.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+    return CliRunner().invoke(command, [str(manifest), "--out", str(out), "--no-report"], catch_exceptions=False)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def codes(out: Path, acquisition: str) -> set[str]:
+    return {line["code"] for line in table(out / "findings.csv") if line["acquisition"] == acquisition}
+
+
+CONTROLS = {"control_acquisition": "pre;product", "control_kind": "pre_infusion;positive"}
+BASE = (row("pre", "pre", -3), row("product", "product", -1, "PRODUCT", beads_added="", blood_volume_ul=""))
+
+
+@pytest.fixture(scope="module")
+def course(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "course"
+    result = run(
+        folder,
+        out,
+        *BASE,
+        row("d14", "d14", 14, **CONTROLS, copies_per_ug=40_000),
+        row("fmo", "fmo", 14),
+        row("d91", "d91", 91, control_acquisition="pre;product;fmo", control_kind="pre_infusion;positive;fmo"),
+    )
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_the_fraction_is_that_of_the_truth_and_rests_on_the_linked_controls(course: Path) -> None:
+    rows = {(line["acquisition"], line["analyte"]): line for line in table(course / "measurements.csv")}
+    found = rows["d14", "CART-PCT-CD3"]
+    assert float(found["fraction"]) == pytest.approx(0.30, rel=0.05)
+    assert float(found["ci_low"]) < 0.30 < float(found["ci_high"])
+    assert (found["category"], found["call"]) == ("QUANTIFIABLE", "positive")
+    gates = [line for line in table(course / "findings.csv") if line["code"] == "GATE_OVERRIDDEN"]
+    assert any("anchored on pre (pre infusion), brightness of product" in line["message"] for line in gates)
+
+
+def test_each_acquisition_has_four_analytes(course: Path) -> None:
+    rows = [line for line in table(course / "measurements.csv") if line["acquisition"] == "d14"]
+    assert [line["analyte"] for line in rows] == ["CART-PCT-CD3", "CART-ABS", "CART-DET", "BCA"]
+    assert [line["unit"] for line in rows] == ["%", "/uL", "1", "/uL"]
+    assert float(rows[2]["value"]) == 1.0
+    assert rows[3]["category"] == "APLASIA"
+
+
+def test_without_car_t_cells_nothing_is_detected_and_b_cells_are_back(course: Path) -> None:
+    rows = {line["analyte"]: line for line in table(course / "measurements.csv") if line["acquisition"] == "d91"}
+    assert rows["CART-DET"]["value"] == "0.0"
+    assert rows["CART-PCT-CD3"]["value"] == ""
+    assert rows["CART-ABS"]["value"] == ""
+    assert rows["BCA"]["category"] == "NO_APLASIA"
+
+
+def test_the_course_leaves_out_product_and_controls(course: Path) -> None:
+    samples = table(course / "kinetics_samples.csv")
+    assert [(line["day"], line["persistence"]) for line in samples] == [
+        ("-3.0", "NOT_DETECTED" if samples[0]["car_per_ul"] else "NE"),
+        ("14.0", "DETECTED"),
+        ("91.0", "NOT_DETECTED"),
+    ]
+    (kinetics,) = table(course / "kinetics.csv")
+    assert (kinetics["subject"], kinetics["tmax"], kinetics["copies_tmax"]) == ("S1", "14.0", "14.0")
+    assert kinetics["recovery_day"] == ""  # one sample does not confirm it
+
+
+def test_the_run_twice_gives_the_same_bytes_and_resumes(folder: Path, course: Path) -> None:
+    manifest = folder / "course.csv"
+    before = {path.name: path.read_bytes() for path in course.glob("*.csv")}
+    result = CliRunner().invoke(command, [str(manifest), "--out", str(course), "--no-report", "--resume"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count(": kept,") == 5
+    assert {path.name: path.read_bytes() for path in course.glob("*.csv")} == before
+
+
+def test_every_doubt_about_counts_and_controls_has_its_name(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "doubts"
+    result = run(
+        folder,
+        out,
+        *BASE,
+        row("lot", "d14", 14, **CONTROLS, car_lot="B", beads_lot=""),
+        row("reagent", "d14", 21, **CONTROLS, car_reagent="protein L", beads_added="", blood_volume_ul=""),
+        row("fmo", "fmo", 14),
+        row(
+            "weak",
+            "d14",
+            28,
+            control_acquisition="fmo",
+            control_kind="fmo",
+            wbc_1e9_l=3,
+            lymph_pct=40,
+            wbc_at="2026-03-13T09:00:00+01:00",
+        ),
+    )
+    assert result.exit_code == 0, result.output
+    assert {"CONTROL_LOT_DIFFERS", "BEAD_LOT_MISSING", "FILE_REPEATED"} <= codes(out, "lot") | codes(out, "reagent")
+    assert {"CONTROL_REAGENT_DIFFERS", "CONTROL_ABSENT", "BEADS_NOT_STATED"} <= codes(out, "reagent")
+    assert {"CONTROL_WEAK", "WBC_TOO_OLD"} <= codes(out, "weak")
+    weak = next(line for line in table(out / "measurements.csv") if line["acquisition"] == "weak")
+    assert weak["call"] == "review"
+
+
+def test_two_tubes_of_one_day_are_a_duplicate_visit_and_the_first_counts(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "twice"
+    result = run(folder, out, *BASE, row("a", "d14", 14, **CONTROLS), row("b", "d91", 14, **CONTROLS))
+    assert result.exit_code == 0, result.output
+    assert "DUPLICATE_VISIT" in {line["code"] for line in table(out / "kinetics_findings.csv")}
+    (kinetics,) = table(out / "kinetics.csv")
+    assert float(kinetics["cmax"]) > 0
