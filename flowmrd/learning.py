@@ -123,12 +123,18 @@ def _labels_of(
     surveys = [survey_labels(labels, defaults.labels, column=column, events=None) for labels in found.values()]
     remarks = []
     try:
-        values, _ = choose_positive(surveys, defaults.labels, positive)
+        values, absent = choose_positive(surveys, defaults.labels, positive)
     except SettingsError:
         if positive:
             raise
         # Which label means the disease is not stated: found below from what the static rule calls blasts.
-        values = ()
+        values, absent = (), ()
+    if absent:
+        # A batch to be scored may hold no disease; a diagnosis does.
+        seen = ", ".join(dict.fromkeys(value for survey in surveys for value in survey.values))
+        raise SettingsError(
+            f"no event of any diagnosis is labelled {', '.join(absent)}; found: {seen}", where="--positive"
+        )
     if values:
         remarks.append(f"blasts of the diagnoses are labelled {', '.join(values)}")
     return {path: (labels, Reading(positive=values, column=column)) for path, labels in found.items()}, remarks
