@@ -130,6 +130,7 @@ def in_words(clause: Clause, criteria: Criteria) -> str:
 
     Examples
     --------
+    >>> from flowmrd.clinical.rules import load_criteria
     >>> in_words(Clause(field="neutrophils", operator="exceeds", value=1.0), load_criteria())
     'neutrophils above 1'
     """
