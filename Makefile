@@ -39,7 +39,7 @@ browser:  ## Install a browser for the tests, where there is none
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	  || { echo "installing chromium"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium fonts-dejavu-core >/dev/null; }
 
-demo: env  ## Simulate the demo subject's other visits, run the main job on all five, name the report
+demo: env  ## Simulate the demo subject's other visits, run the main job on all of them, name the report
 	$(BIN)/flowmrd simulate --demo $(BUILD)/demo --reuse sample_fcs
 	$(BIN)/flowmrd run $(BUILD)/demo/manifest.csv --out $(BUILD)/demo/run --jobs 2
 
@@ -60,6 +60,7 @@ docs: env  ## Write the generated reference pages
 
 validation: env  ## Run the shipped templates over the development sets and write docs/validation (hours; goes on where it was)
 	$(BIN)/python tests/validation/aieop.py
+	$(BIN)/python tests/validation/cart.py
 	$(BIN)/python tests/validation/development.py $(VALIDATION)
 
 sample: env  ## Make sample_fcs anew
