@@ -390,7 +390,7 @@ def test_the_search_says_its_answer_and_shows_bars_that_differ_in_more_than_colo
     )
     assert widths[0] > widths[1] > widths[2] > 20
     watched.page.locator('.contents a[href$="-search"]').click()
-    assert 0 <= section.locator("h2").bounding_box()["y"] < 200  # type: ignore[index]
+    assert 0 <= section.locator("h2").bounding_box()["y"] < 200
 
 
 def test_a_review_opens_its_rejected_groups_and_enlarges_a_view(open_page: Callable[..., Any], reports: Path) -> None:
