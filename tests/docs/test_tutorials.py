@@ -57,7 +57,7 @@ def run(command: list[str], folder: Path, stdin: str = "") -> subprocess.Complet
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
 
 
