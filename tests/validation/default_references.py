@@ -32,9 +32,8 @@ def cases(tube: str) -> str:
         lines.append(f"normal-{i:03d},{tube},{first + i},{SCENARIOS[i % 8]},0,300000,{batch},lab{i % 5},positive")
     for i in range(DIAGNOSES):
         status = STATUSES[i % 4]
-        lines.append(
-            f"diagnosis-{i:03d},{tube},{first + 1000 + i},diagnosis,0.6,20000,{STRENGTHS[i // 4 % 4]},lab{i % 5},{status}"
-        )
+        batch, seed = STRENGTHS[i // 4 % 4], first + 1000 + i
+        lines.append(f"diagnosis-{i:03d},{tube},{seed},diagnosis,0.6,20000,{batch},lab{i % 5},{status}")
     return "\n".join(lines) + "\n"
 
 

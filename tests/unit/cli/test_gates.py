@@ -220,9 +220,12 @@ def test_a_template_as_placed_becomes_gatingml_and_back(repository: Path, tmp_pa
         assert flowmrd("gate", path, option, name, "--out", tmp_path / option, "--no-report").returncode == 0
     theirs, ours = (pl.read_csv(tmp_path / option / "populations.csv") for option in ("--strategy", "--template"))
     counts = dict(zip(theirs["population"], theirs["events"], strict=True))
-    assert {name: counts[name] for name in ours["population"]} == dict(
-        zip(ours["population"], ours["events"], strict=True)
-    )
+    # What the search found is a list of events, which Gating-ML cannot say: there stands the static rule.
+    searched = {"blasts", "blast_candidates", "blasts_cd19_pos", "hematogones"}
+    mine = dict(zip(ours["population"], ours["events"], strict=True))
+    assert {name: counts[name] for name in mine if name not in searched} == {
+        name: events for name, events in mine.items() if name not in searched
+    }
 
 
 def test_converting_without_the_file_that_is_needed_says_so(repository: Path, tmp_path: Path) -> None:

@@ -251,7 +251,11 @@ def test_all_faults_of_all_rows_are_told_at_once_in_the_order_of_rows(folder: Pa
         ("control_acquisition", "a;;b", "expected names separated by single semicolons; got 'a;;b'"),
         ("control_acquisition", "a", "expected another acquisition; got the row's own"),
         ("control_acquisition", "z", "expected an acquisition of this manifest; got 'z'"),
-        ("control_kind", "blank", "expected one of pre_infusion, fmo, healthy_donor, untransduced, positive; got 'blank'"),
+        (
+            "control_kind",
+            "blank",
+            "expected one of pre_infusion, fmo, healthy_donor, untransduced, positive; got 'blank'",
+        ),
         ("control_kind", "fmo;fmo", "expected one kind for all controls, or one for each of control_acquisition"),
         ("matrix", "None", "expected an empty cell for a missing value; got 'None'"),
         ("matrix", "gone.csv", "expected file, none, or an existing matrix file; got 'gone.csv'"),
@@ -500,8 +504,8 @@ def test_a_gate_set_of_another_subject_or_tube_is_a_fault_that_repeats_no_pseudo
     digest = hashlib.sha256(GATE_SET.encode()).hexdigest()
     assert found == [
         (
-            "manifest.csv, row 2, column gate_set: expected a gate set of the row's patient_pseudonym; got one of another "
-            "subject (compare gate_set.subject in own.toml)"
+            "manifest.csv, row 2, column gate_set: expected a gate set of the row's patient_pseudonym; "
+            "got one of another subject (compare gate_set.subject in own.toml)"
         ),
         (
             "manifest.csv, row 3, column gate_set: expected a gate set for the row's tube 'tbnk'; got one for "

@@ -66,7 +66,7 @@ def test_the_ten_colour_tube_has_ways_to_the_lineage_without_cd19(repository: Pa
     row = result.measurements[0]
     assert "LINEAGE_ROUTES" in codes(result)
     assert (row.category, row.mrd_neg_1e4, row.call) == ("UNDETECTED", "Y", "not_detected")
-    assert result.wording == (f"MRD not detected (LOD {100 * (row.lod_fraction or 0):.2g}%)",)
+    assert result.wording[0] == f"MRD not detected (LOD {100 * (row.lod_fraction or 0):.2g}%)"
 
 
 def test_a_cd19_negative_relapse_is_found_and_reported_as_detected(repository: Path, tube: GatingTemplate) -> None:
