@@ -59,7 +59,12 @@ class Reagent:
     @property
     def text(self) -> str:
         """Reagent, clone and lot as far as stated."""
-        return ", ".join(part for part in (self.name, self.clone, self.lot and f"lot {self.lot}") if part)
+        return ", ".join(part for part in (self.kind, self.lot and f"lot {self.lot}") if part)
+
+    @property
+    def kind(self) -> str:
+        """Reagent and clone: what two results must share to be compared."""
+        return ", ".join(part for part in (self.name, self.clone) if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -829,4 +834,5 @@ def _point(
         cd4_cd8_ratio=ratio,
         memory_shares=tuple(shares.items()),
         label=key.visit,
+        reagent=specimen.reagent.kind,
     )

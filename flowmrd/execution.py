@@ -319,6 +319,7 @@ def run_record(
                 "compensation": one.compensation,
                 "events": one.events,
                 "qc": one.qc,
+                **({"reagent": one.reagent} if one.reagent else {}),
                 "gate_set": None if one.gate_set is None else asdict(one.gate_set),
             }
             for one in results

@@ -96,7 +96,8 @@ class Sample:
     `day` from the infusion. `car_per_ul` with its interval and `lod_per_ul`; `lod_fraction` the LOD as a fraction of
     CD3+ (above 1 % "not detected" proves nothing). `detected`, where the counts have decided it (4.4); else a value at
     or above the LOD is detected. `cd19_per_ul` B cells, `b_fraction` of lymphocytes where there is no absolute count.
-    `terminal` marks the points that a person chose for the terminal slope; `label` the visit, for display.
+    `terminal` marks the points that a person chose for the terminal slope; `label` the visit, for display;
+    `reagent` what CAR+ cells were detected with (reagent, clone).
     """
 
     day: float
@@ -114,6 +115,7 @@ class Sample:
     memory_shares: tuple[tuple[str, float | None], ...] = ()
     terminal: bool | None = None
     label: str = ""
+    reagent: str = ""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.day):
@@ -382,6 +384,7 @@ class VisitRow:
     temra: float | None
     copies_per_ug: float | None
     copies_per_cell: float | None
+    reagent: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,6 +487,10 @@ def course_kinetics(
     if zero is not None:
         text = f"Day 0 has {zero.quantity:.3g} CAR+ cells/µl; the value before the infusion counts as 0."
         say(Level.WARNING, "DAY_ZERO_POSITIVE", text)
+    reagents = sorted({one.reagent for one in ordered if one.day > 0 and one.car_per_ul is not None and one.reagent})
+    if len(reagents) > 1:
+        text = f"The samples were stained with different reagents ({'; '.join(reagents)}): not interchangeable."
+        say(Level.WARNING, "REAGENT_CHANGED", text)
     if any(one.car_per_ul is not None and one.lod_per_ul is None for one in ordered if one.day > 0):
         say(Level.WARNING, "LOD_MISSING", "A count has no LOD: any value above 0 is taken as detected.")
     points = [(one.day, quantity) for one in ordered if one.day > 0 and (quantity := one.quantity) is not None]
@@ -631,6 +638,7 @@ def _visit_row(sample: Sample, subject: str, course: int, rules: KineticsRules, 
         temra=memory.get("temra"),
         copies_per_ug=copies,
         copies_per_cell=None if copies is None else vector_copies(copies, rules=car_rules).copies_per_cell,
+        reagent=sample.reagent,
     )
 
 

@@ -440,6 +440,7 @@ def _facts(result: AcquisitionResult) -> list[tuple[str, str]]:
         ("Specimen", result.specimen_type or MISSING),
         ("Acquisition", result.acquisition),
         ("Tube (template)", f"{result.tube} {result.template_version}".strip() or MISSING),
+        *((("Detection reagent", result.reagent),) if result.reagent else ()),
         ("File", result.file_name or MISSING),
         ("Events", format_count(result.events)),
     ]

@@ -13,7 +13,7 @@ from flowmrd.simulation import ChannelSet, Parameters, simulate, write_simulated
 
 HEADER = (
     "acquisition,patient_pseudonym,specimen_type,study_day,tube,fcs_filename,control_acquisition,control_kind,"
-    "car_reagent,car_lot,beads_lot,beads_added,blood_volume_ul,collected_at,wbc_1e9_l,wbc_at,lymph_pct,copies_per_ug"
+    "course,car_reagent,car_lot,beads_lot,beads_added,blood_volume_ul,collected_at,wbc_1e9_l,wbc_at,lymph_pct,copies_per_ug"
 )
 
 
@@ -172,6 +172,15 @@ def test_every_doubt_about_counts_and_controls_has_its_name(folder: Path, tmp_pa
     assert {"CONTROL_WEAK", "WBC_TOO_OLD"} <= codes(out, "weak")
     weak = next(line for line in table(out / "measurements.csv") if line["acquisition"] == "weak")
     assert weak["call"] == "review"
+
+
+def test_a_reinfusion_is_a_course_of_its_own(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    result = run(folder, out, *BASE, row("a", "d14", 14, **CONTROLS), row("b", "d14", 10, **CONTROLS, course=2))
+    assert result.exit_code == 0, result.output
+    rows = table(out / "kinetics.csv")
+    assert [(line["course"], line["tmax"]) for line in rows] == [("1", "14.0"), ("2", "10.0")]
+    assert [line["reagent"] for line in table(out / "kinetics_samples.csv")][-1] == "CD19 protein"
 
 
 def test_two_tubes_of_one_day_are_a_duplicate_visit_and_the_first_counts(folder: Path, tmp_path: Path) -> None:

@@ -244,6 +244,12 @@ def test_a_positive_day_zero_counts_as_none_and_is_named() -> None:
     assert course_kinetics(series((0, 12), (7, 80)), subject="S").kinetics.auc0_28_linear == 280
 
 
+def test_a_course_of_two_reagents_is_no_series_and_named() -> None:
+    samples = [Sample(day=day, car_per_ul=9, lod_per_ul=0.2, reagent=one) for day, one in ((7, "FMC63"), (28, "L"))]
+    assert codes(samples) == ["REAGENT_CHANGED"]
+    assert codes(samples[:1]) == []
+
+
 def test_a_count_without_a_limit_is_named() -> None:
     assert codes([Sample(day=7, car_per_ul=3.0)]) == ["LOD_MISSING"]
 
