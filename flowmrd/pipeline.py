@@ -941,4 +941,6 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
         margins=(),
         markers={},
         gate_set=_gate_set_record(acquisition),
+        course=acquisition.specimen.course,
+        reagent=acquisition.specimen.reagent.text,
     )

@@ -389,6 +389,7 @@ class AcquisitionResult:
     markers: Mapping[str, str]  # marker -> channel (pnn)
     gate_set: GateSetRecord | None = None
     course: int = 1
+    reagent: str = ""  # detection reagent of engineered cells: name, clone, lot
     overlay: ControlOverlay | None = None
     point: Sample | None = None  # what the subject's course takes from this acquisition
     antigens: tuple[AntigenRow, ...] = ()
