@@ -27,14 +27,17 @@ F64 = NDArray[np.float64]
 
 FORMAT = 1
 # Squared distance from the phenotype (χ² of the features) beyond which no event is looked at.
-_FAR = 4.0
-# How the log ratio is bounded, and how the ratio against all patients' blasts joins it.
-_MOST = 15.0
-_GENERAL = 0.5
+_FAR = 3.0
+# How the log ratios are bounded, and how much of the own one joins the ratio of all patients' blasts. The own one knows
+# where, but its normals are thin there: by itself it would take normal neighbours of the phenotype for blasts.
+_MOST = 20.0
+_OWN_SHARE = 0.35
 # How likely a target is to be lost, before anything is seen; share of events that belong to no population.
 _LOST = 0.3
 _STRAY = 1e-3
 _STEPS = 5
+# Standard deviations that a drift may reach.
+_DRIFT_MOST = 2.5
 _FEWEST_MARKERS = 4
 # Standard deviations below the phenotype from which on a target is lost.
 _LOST_FROM = 2.5
@@ -123,11 +126,13 @@ def phenotype_from_json(document: Mapping[str, Any]) -> OwnPhenotype:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"no personal immunophenotype: {error!r}") from None
-    k, d = len(mixture.weight), len(features)
-    if mixture.mean.shape != (k, d) or mixture.covariance.shape != (k, d, d) or not k:
+    k, d = mixture.weight.size, len(features)
+    if not k or (mixture.weight.shape, mixture.mean.shape, mixture.covariance.shape) != ((k,), (k, d), (k, d, d)):
         raise ValueError("its means and covariances do not belong to its features")
     try:
         np.linalg.cholesky(mixture.covariance)
+        if not (np.isfinite(mixture.weight).all() and np.isfinite(mixture.mean).all()):
+            raise ValueError("its numbers are no numbers")
     except np.linalg.LinAlgError:
         raise ValueError("its covariances are none") from None
     return own
@@ -257,6 +262,7 @@ def _standardised(mixture: Mixture, centre: F64, scale: F64) -> Mixture:
 def _route(
     z: F32,
     near: NDArray[np.intp],
+    distance: F64,
     own: Mixture,
     normal: Mixture,
     kept: NDArray[np.intp],
@@ -285,6 +291,7 @@ def _route(
     return _Route(
         z=mine,
         z_kept=mine_kept,
+        distance=distance[near],
         own=own,
         kept=kept,
         targets=np.setdiff1d(everything, kept),
@@ -308,12 +315,18 @@ def _beside(
     m = len(route.z)
     if m < 200:
         return before
-    rows = np.arange(m) if m <= draws else np.sort(rng.choice(m, draws, replace=False))
+    rows, each = np.arange(m), np.ones(m)
+    if m > draws:
+        # All of those next to the phenotype, where it matters, and some of the others, each for many.
+        order = np.argsort(route.distance, kind="stable")
+        others = rng.choice(order[draws // 2 :], draws // 2, replace=False)
+        rows = np.concatenate([order[: draws // 2], others])
+        each = np.concatenate([np.ones(draws // 2), np.full(len(others), (m - draws // 2) / len(others))])
     drawn = route.z[rows]
     local = fit_mixture(
         drawn,
-        1.0 - probability[rows] + 1e-9,
-        12 if m > 2000 else 4,
+        each * (1.0 - probability[rows]) + 1e-9,
+        20 if m > 5000 else 4,
         prior=np.cov(drawn.T) / 4.0 + 1e-3 * np.eye(drawn.shape[1]),
         strength=30.0,
         iterations=8,
@@ -348,12 +361,14 @@ def _inside(z: F32, mixture: Mixture, kept: NDArray[np.intp], rng: np.random.Gen
 class _Route:
     """State of the EM: events near the phenotype, their densities under normal cells, and where the phenotype lies.
 
-    `z` (m, d) are standardised; `kept` are the columns that no therapy takes, `targets` the others; `normals` and
+    `z` (m, d) are standardised; `distance` (m,) is that to the phenotype (squared), `kept`
+    are the columns that no therapy takes, `targets` the others; `normals` and
     `normals_kept` (m,) log densities over all columns and over the kept ones.
     """
 
     z: F32
     z_kept: F32
+    distance: F64
     own: Mixture
     kept: NDArray[np.intp]
     targets: NDArray[np.intp]
@@ -363,19 +378,21 @@ class _Route:
     normals: F64
     normals_kept: F64
 
-    def ratios(self) -> tuple[F64, F64]:
-        """Return the log ratio of each event, and the probability that an own blast there has kept the targets."""
+    def ratios(self) -> F64:
+        """Return the log ratio of each event; the phenotype has its targets, or may have lost them."""
         current = _moved(self.own, self.shift, self.error)
         as_was = log_density(self.z, current) - self.normals
         if not self.targets.size:
-            return as_was, np.ones(len(as_was))
+            return as_was
         silent = log_density(self.z_kept, _on(current, self.kept)) - self.normals_kept
-        as_was, silent = as_was + np.log(1.0 - _LOST), silent + np.log(_LOST)
-        ratio: F64 = np.logaddexp(as_was, silent)
-        return ratio, np.exp(as_was - ratio)
+        ratio: F64 = np.logaddexp(as_was + np.log(1.0 - _LOST), silent + np.log(_LOST))
+        return ratio
 
-    def move(self, probability: F64, has_target: F64) -> None:
-        """Find by how much the phenotype has moved, given each event's probability; a prior holds it back."""
+    def move(self, probability: F64) -> None:
+        """Find by how much the phenotype has moved, given each event's probability; a prior holds it back.
+
+        A target stays where it was: whether it is lost or dim is another question than drift.
+        """
         kept = self.kept
         still = _on(self.own, kept)
         logs = log_components(self.z_kept, _on(_moved(self.own, self.shift, self.error), kept))
@@ -385,15 +402,10 @@ class _Route:
         mass, precision = belong.sum(axis=0), np.linalg.inv(still.covariance)
         total = np.einsum("k,kij->ij", mass, precision) + np.diag(1.0 / np.square(self.drift[kept]))
         pull = np.einsum("kij,kj->i", precision, belong.T @ self.z_kept - mass[:, None] * still.mean)
-        self.shift[kept] = np.linalg.solve(total, pull)
+        # Beyond what drifts, it would be another population that is followed.
+        most = _DRIFT_MOST * self.drift[kept]
+        self.shift[kept] = np.clip(np.linalg.solve(total, pull), -most, most)
         self.error[kept] = np.sqrt(np.diag(np.linalg.inv(total)))
-        for j in self.targets:
-            weight = probability * has_target
-            middle = float(self.own.weight @ self.own.mean[:, j])
-            width = float(self.own.weight @ (self.own.covariance[:, j, j] + np.square(self.own.mean[:, j] - middle)))
-            total_j = weight.sum() / width + 1.0 / self.drift[j] ** 2
-            self.shift[j] = float((weight * (self.z[:, j] - middle)).sum()) / width / total_j
-            self.error[j] = total_j**-0.5
 
 
 def search_own(
@@ -434,21 +446,18 @@ def search_own(
     z = ((x[:, columns] - centre) / scale).astype(np.float32)
     kept = np.array([j for j, name in enumerate(names) if name not in targets], np.intp)
     drifts = drift / scale
-    near = np.flatnonzero(
-        _distance(np.ascontiguousarray(z[:, kept]), _on(_moved(own, np.zeros(len(names)), drifts), kept))
-        < _FAR * len(kept)
-    )
-    route = _route(z, near, own, _on(densities.normal, columns), kept, drifts, rng)
+    distance = _distance(np.ascontiguousarray(z[:, kept]), _on(_moved(own, np.zeros(len(names)), drifts), kept))
+    near = np.flatnonzero(distance < _FAR * len(kept))
+    route = _route(z, near, distance, own, _on(densities.normal, columns), kept, drifts, rng)
     general, rest = ratio[near], float(len(z) - len(near))
     beside = np.append(np.ones(len(near)), rest)
-    probability, has_target = np.zeros(len(near)), np.ones(len(near))
+    probability = np.zeros(len(near))
     before = (route.normals, route.normals_kept)
     for step in range(_STEPS if len(near) else 0):
-        own_ratio, has_target = route.ratios()
-        joined = np.clip(own_ratio, -_MOST, _MOST) + _GENERAL * general
+        joined = _OWN_SHARE * np.clip(route.ratios(), -_MOST, _MOST) + general
         _, both = mixing_share(np.append(np.clip(joined, -_MOST, _MOST), -40.0), beside)
         probability = both[:-1]
-        route.move(probability, has_target)
+        route.move(probability)
         if step + 1 < _STEPS:
             route.normals, route.normals_kept = _beside(route, before, probability, len(near) / len(z), rng)
     called = probability > 0.5

@@ -50,8 +50,8 @@ def learnt() -> OwnPhenotype:
 def sample(middle: np.ndarray, blasts: int, normals: int = 60_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = np.concatenate([cells(NORMAL, normals, 2), cells(middle, blasts, 3)])
     truth = np.arange(len(x)) >= normals
-    # What the general scores know: a little.
-    ratio = np.where(truth, 3.0, -3.0) + np.random.default_rng(4).normal(0.0, 1.5, len(x))
+    # What the general scores know: not enough for so few events.
+    ratio = np.where(truth, 6.0, -4.0) + np.random.default_rng(4).normal(0.0, 2.0, len(x))
     return x, ratio, truth
 
 
@@ -89,7 +89,8 @@ def test_blasts_that_moved_a_little_are_found_and_the_shift_is_told() -> None:
     assert truth[found.members].mean() > 0.95
     assert found.shift[FEATURES.index("CD10")] == pytest.approx(-0.05, abs=0.02)
     assert found.shift[FEATURES.index("CD58")] == pytest.approx(0.04, abs=0.02)
-    assert (found.error < 0.03).all()
+    # A target is not followed; the others are known well.
+    assert np.delete(found.error, FEATURES.index("CD19")).max() < 0.01
 
 
 def test_blasts_that_lost_the_therapys_target_are_found_and_the_loss_is_told() -> None:
