@@ -22,6 +22,7 @@ from flowmrd.fcs import ChannelKind, FcsFile, file_sha256, open_fcs, scan_values
 from flowmrd.gating.gates import Ellipsoid, Gate, Intervals, Polygon, Rectangle, gate_markers, gate_to_json
 from flowmrd.gating.interop.display import as_displayed
 from flowmrd.gating.interop.document import (
+    UNCOMPENSATED,
     Dimension,
     DimensionSource,
     Evaluation,
@@ -205,8 +206,11 @@ class _Drawn:
         for key, one in self.strategy.dimensions.items():
             plain = self.source.label(key)
             mine = (one.compensation, one.scale, one.ticks, one.ratio)
-            kind = str((self.scales[key] or {"kind": "own scale"})["kind"])
-            tries = itertools.chain((plain, f"{plain}, {kind}"), (f"{plain}, {kind} {n}" for n in itertools.count(2)))
+            other = meant.get(plain, mine)
+            what = str((self.scales[key] or {"kind": "own scale"})["kind"])
+            if other[1:] == mine[1:]:
+                what = UNCOMPENSATED if one.compensation == UNCOMPENSATED else f"compensated by {one.compensation}"
+            tries = itertools.chain((plain, f"{plain}, {what}"), (f"{plain}, {what} {n}" for n in itertools.count(2)))
             label = next(name for name in tries if meant.get(name, mine) == mine)
             meant[label] = mine
             self.labels[key] = label

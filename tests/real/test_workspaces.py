@@ -213,6 +213,13 @@ def test_a_channel_on_two_scales_has_two_axes_with_names_of_their_own(shared_fcs
     assert "CD19, log" in result.markers
 
 
+def test_a_channel_with_and_without_compensation_has_two_axes_too(shared_fcs: Path) -> None:
+    folder = shared_fcs / "gatingml20"
+    result = gate_by_document(folder / "set_1/data1.fcs", folder / "gates1.xml", panels=False).result
+    named = {"CD4 FITC", "CD4 FITC, compensated by FCS", "CD4 FITC, logicle", "CD4 FITC, logicle 2"}
+    assert named <= set(result.markers)
+
+
 def test_counts_that_differ_are_drawn_and_the_file_is_no_pass(shared_fcs: Path, tmp_path: Path) -> None:
     folder = shared_fcs / "workspaces/flowsom_mouse_spleen"
     text = (folder / "gating.wsp").read_text(encoding="utf-8", errors="surrogateescape")
