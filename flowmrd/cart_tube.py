@@ -433,6 +433,7 @@ def measure_cart(
         car = _car(measured, gating, anchor)
     absolute, more = _absolute_counts(names, gating, specimen, volume, car)
     findings.extend(more)
+    findings.extend(_both_lineages(names, counts))
     rows: dict[str, tuple[MeasurementRow, str]] = {}
     b_count = _b_cells(names, gating, template, absolute)
     for one in template.measurement:
@@ -460,6 +461,18 @@ def measure_cart(
     if specimen.in_course and key.study_day is not None:
         sample = _point(key, names, gating, specimen, car, absolute.get(names.car or ""), b_count)
     return CartOutcome(rows=rows, findings=tuple(findings), sample=sample)
+
+
+def _both_lineages(names: Counts, counts: Mapping[str, int]) -> list[QcFinding]:
+    """Warn of many events with the markers of T and of B cells (7-qc 7.3)."""
+    if names.t_with_b is None or names.t_cells is None or not counts[names.t_cells]:
+        return []
+    share = counts[names.t_with_b] / counts[names.t_cells]
+    least = load_car_rules().control.t_with_b_warn
+    if share <= least:
+        return []
+    text = f"{100 * share:.2g}% of T cells have a B-cell marker, more than {100 * least:g}%: doublets or trogocytosis."
+    return [QcFinding(level=Level.WARNING, code="T_WITH_B_MARKER", message=text, where=names.t_with_b)]
 
 
 def _car(one: Measurement, gating: GatingResult, anchor: Anchor | None) -> CarResult:

@@ -173,7 +173,8 @@ class Counts(_Document):
     """Names of the populations that absolute counts and a course over time need; those that the tube has.
 
     `beads` are counting beads, `whole` the events that a recorded volume belongs to, `lymphocytes` those that an
-    analyser's lymphocytes are. `ratio` are two populations of engineered cells (CD4 and CD8), `memory` names subsets.
+    analyser's lymphocytes are. `t_with_b` are events with the
+    markers of both. `ratio` are two populations of engineered cells (CD4 and CD8), `memory` names subsets.
     """
 
     beads: str | None = None
@@ -182,13 +183,14 @@ class Counts(_Document):
     t_cells: str | None = None
     car: str | None = None
     b_cells: str | None = None
+    t_with_b: str | None = None
     ratio: tuple[str, str] | None = Field(default=None)
     memory: dict[str, str] = Field(default_factory=dict)
 
     @property
     def named(self) -> tuple[str, ...]:
         """All populations named here."""
-        single = (self.beads, self.whole, self.lymphocytes, self.t_cells, self.car, self.b_cells)
+        single = (self.beads, self.whole, self.lymphocytes, self.t_cells, self.car, self.b_cells, self.t_with_b)
         return (*(name for name in single if name is not None), *(self.ratio or ()), *self.memory.values())
 
 

@@ -36,6 +36,7 @@ class _Control(_Section):
     quantile: float
     leak_warn: float
     drift_warn_log10: float
+    t_with_b_warn: float
     recovery_note: float
 
 

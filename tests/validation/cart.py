@@ -203,8 +203,10 @@ def measured_patient(patient: int, background: str, folder: Path) -> list[dict[s
 def key() -> str:
     """Digest of what the measured rows depend on."""
     template = find_template(TEMPLATE)
-    # What words, plots and checks say moves no number.
-    recipe = template.model_dump_json(include={"channel", "population", "measurement"})
+    one = car_measurement(template)
+    assert one is not None
+    # What other populations, words, plots and checks say moves no number here.
+    recipe = reduced(template, one).model_dump_json(include={"channel", "population"}) + one.model_dump_json()
     code = (REPOSITORY / "flowmrd" / "gating" / "control.py").read_bytes()
     design = repr((BACKGROUNDS, EVENTS, PRODUCT_EVENTS, CONTROL_BATCH, SCENARIOS, LEVELS, AnchorSettings()))
     parts = (recipe.encode(), code, SIMULATOR_VERSION.encode(), design.encode())
