@@ -110,13 +110,17 @@ MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "Measurement": {
         "analyte": "what is reported, such as `MRD`",
-        "kind": "`mrd`: judged against the decision line, with `mrd_neg_1e4`; `fraction`: a share with its limits",
+        "kind": "`mrd`: judged against the decision line, with `mrd_neg_1e4`; `fraction`: a share with its limits; "
+        "`own`: by the subject's own phenotype; `car`, `car_detected`, `car_absolute`, `aplasia`: of the CAR-T tube",
         "numerator": "population counted",
         "denominator": "population it is divided by; always named in results",
         "rules": "event rules for LOD and LLOQ (`flowmrd/quantification/rules/mrd.toml`)",
         "target_fraction": "decision line, as a fraction",
         "lod_events": "events for detection, where the laboratory's validation differs from the rules",
         "lloq_events": "events for a number, likewise",
+        "channel": "marker of the CAR detection reagent, for the kinds about CAR",
+        "strata": "populations by which a control is weighed to the sample's composition",
+        "assay_lob": "limit of blank of the assay from its validation, as a fraction",
         "assay_lod": "limit of detection of the assay as a fraction; the reported LOD is never below it",
         "assay_lloq": "limit of quantitation of the assay, likewise",
         "unit": "unit of `value`",
@@ -142,6 +146,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "Quality": {
         "singlets": "population judged as singlets of all events",
+        "singlets_of": "population that singlets are a share of; all events without it",
         "viable": "population judged as viable of singlets",
         "denominator": "population whose size is judged",
         "gating_markers": "markers whose channels can fail the margin and drift checks",
