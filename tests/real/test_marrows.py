@@ -18,8 +18,8 @@ from flowmrd.execution import run
 from flowmrd.pipeline import Acquisition
 from flowmrd.settings import Settings
 
-DIVA_47333 = {"singlets": 81406, "viable": 80401, "cd19": 16189, "mature_b": 15149, "blasts": 359}
-TOLERANCE = {"singlets": 0.05, "viable": 0.05, "cd19": 0.05, "mature_b": 0.10, "blasts": 0.10}
+DIVA_47333 = {"singlets": 81406, "viable": 80401, "cd19": 16189, "mature_b": 15149, "static_blasts": 359}
+TOLERANCE = {"singlets": 0.05, "viable": 0.05, "cd19": 0.05, "mature_b": 0.10, "static_blasts": 0.10}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_the_clinics_own_counts_of_47333_are_met(gated: Path, population: str) -
 
 
 def test_the_same_template_finds_the_blasts_of_494(gated: Path) -> None:
-    assert counts(gated, "123991")["blasts"] == pytest.approx(34174, rel=0.15)
+    assert counts(gated, "123991")["static_blasts"] == pytest.approx(34174, rel=0.15)
 
 
 def test_events_called_blasts_in_494_are_those_the_clinic_called_so(gated: Path, shared_fcs: Path) -> None:
     truth = labels(shared_fcs / "ball_mrd_real" / "494.gate_labels.csv.gz")["blast"]
-    ours = pl.read_parquet(gated / "membership" / "123991.parquet")["blasts"].to_numpy()
+    ours = pl.read_parquet(gated / "membership" / "123991.parquet")["static_blasts"].to_numpy()
     both = np.count_nonzero(truth & ours)
     assert 2 * both / (truth.sum() + ours.sum()) > 0.97
 
@@ -77,16 +77,16 @@ def test_membership_has_one_boolean_column_a_population_in_file_order(gated: Pat
 
 
 def test_the_dilutions_come_out_in_their_order(gated: Path) -> None:
-    found = [counts(gated, f"P494_mrd{level}pct")["blasts"] for level in ("0", "0p05", "0p5", "5")]
+    found = [counts(gated, f"P494_mrd{level}pct")["static_blasts"] for level in ("0", "0p05", "0p5", "5")]
     assert found == sorted(found)
     assert len(set(found)) == 4
 
 
 def test_each_blast_that_was_added_to_a_dilution_is_seen_as_added(gated: Path) -> None:
     """The files share their background, so differences between them are the added blasts."""
-    background = counts(gated, "P494_mrd0pct")["blasts"]
+    background = counts(gated, "P494_mrd0pct")["static_blasts"]
     for level, added in (("0p5", 218), ("5", 2278)):
-        assert counts(gated, f"P494_mrd{level}pct")["blasts"] - background == pytest.approx(added, rel=0.10)
+        assert counts(gated, f"P494_mrd{level}pct")["static_blasts"] - background == pytest.approx(added, rel=0.10)
 
 
 def test_the_measurement_carries_pair_interval_and_limits(gated: Path) -> None:

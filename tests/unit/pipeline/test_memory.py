@@ -6,14 +6,15 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
 from flowmrd import pipeline
 from flowmrd.errors import InputError
 from flowmrd.execution import run
+from flowmrd.gating.engine import GatingResult, apply_template
 from flowmrd.gating.template import find_template
 from flowmrd.memory import read_phenotype, reviewed
 from flowmrd.pipeline import Acquisition, _differ, analyse
@@ -130,8 +131,7 @@ def test_the_diagnosis_comes_first_whatever_the_manifest_says(one_worker: Path) 
     assert set(own["numerator"]) == {"blasts_own"}
     assert set(own["denominator"]) == set(rows.filter(pl.col("analyte") == "MRD")["denominator"])
     # 0.4 % of some 25,000 cells are 100 blasts.
-    assert own["numerator_events"].min() > 60
-    assert own["numerator_events"].max() < 150
+    assert all(60 < events < 150 for events in own["numerator_events"].to_list())
     assert (one_worker / "acquisitions" / "bl" / "phenotype.json").is_file()
 
 
@@ -206,8 +206,12 @@ def test_nothing_left_out_by_time_repeats_the_counts_without_gating_again(
     subject: list[Acquisition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    inner = pipeline.apply_template
-    monkeypatch.setattr(pipeline, "apply_template", lambda *a, **k: calls.append(k) or inner(*a, **k))
+
+    def counted_call(*given: Any, **named: Any) -> GatingResult:
+        calls.append(named)
+        return apply_template(*given, **named)
+
+    monkeypatch.setattr(pipeline, "apply_template", counted_call)
     later = next(one for one in subject if one.name == "d28")
     result = analyse(later, find_template(TUBE), Settings()).result
     by_name = {one.population: one for one in result.populations}
@@ -223,7 +227,7 @@ def test_a_clogged_stretch_is_counted_in_the_row_without_the_time_mask(tmp_path:
     simulated = simulate(parameters, 60)
     values = simulated.values.copy()
     rows = [i for i, channel in enumerate(simulated.channels) if (channel.pns or channel.pnn) in {"CD45", "CD38"}]
-    values[np.ix_(rows, np.arange(12_000, 16_000))] *= 0.5
+    values[rows, 12_000:16_000] *= 0.5
     files = write_simulated(replace(simulated, values=values), tmp_path, "clogged")
     result = analyse(Acquisition(name="a", path=str(files.fcs), tube=TUBE), find_template(TUBE), Settings()).result
     by_name = {one.population: one for one in result.populations}

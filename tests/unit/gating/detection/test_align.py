@@ -47,7 +47,8 @@ def test_another_composition_is_no_shift() -> None:
 
     def cells(first: int, second: int) -> NDArray[np.float32]:
         owner = np.repeat([0, 1], [first, second])
-        return (centres[owner] + rng.normal(0, 0.04, (len(owner), 2))).astype(np.float32)
+        made: NDArray[np.float32] = (centres[owner] + rng.normal(0, 0.04, (len(owner), 2))).astype(np.float32)
+        return made
 
     pools = [Pool(name=str(i), x=cells(2000, 2000), blast=False, nucleated=40_000) for i in range(4)]
     pools.append(Pool(name="b", x=cells(400, 400) + np.float32(0.5), blast=True))

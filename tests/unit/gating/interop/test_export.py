@@ -67,7 +67,8 @@ def test_a_list_of_events_and_what_needs_it_are_left_out_with_their_reason(make_
     result = apply_template(source, template)
     row = next(row for row in template.population if any(other.parent == row.name for other in template.population))
     chosen = member_list(np.arange(fcs.event_count) % 7 == 0)
-    result.placed[row.name] = replace(result.placed[row.name], gate=chosen)
+    listed = replace(result.placed[row.name], gate=chosen)
+    result = replace(result, placed={**result.placed, row.name: listed})
     placed = strategy_of(result, source, fcs)
     _, findings = export_gatingml(placed)
     told = {one.where.rpartition("/")[2]: one.message for one in (*placed.findings, *findings)}
