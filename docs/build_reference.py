@@ -164,6 +164,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "InternalControl": {
         "population": "normal cells that every sample of the tube should hold",
+        "against": "population whose median the limits count from; without it they are values of the scale",
         "share": "a limit is broken when more than this share of the population lies beyond it; 0.5 is the median",
         "min_events": "fewer events of the population prove nothing",
         "low": "marker → value that the cells should not lie below",

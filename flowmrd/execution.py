@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from flowmrd import __version__
 from flowmrd.blasts import default_reference, searched
 from flowmrd.errors import SettingsError
+from flowmrd.followup import follow_up
 from flowmrd.gating.detection.own import OwnPhenotype, phenotype_from_json
 from flowmrd.gating.template import GatingTemplate, find_template
 from flowmrd.memory import remembers
@@ -28,6 +29,8 @@ from flowmrd.quantification.kinetics import subject_courses
 from flowmrd.records import (
     SCHEMA_VERSION,
     StoredResults,
+    amend_result,
+    read_tables,
     stored_key,
     table_rows,
     write_json,
@@ -98,6 +101,8 @@ def run(
         finished[done.name] = done
         on_done(done)
     results = StoredResults([places[one.name] for one in acquisitions])
+    for name, tables in follow_up(map(read_tables, places.values()), templates).items():
+        amend_result(places[name], tables)
     write_tables(table_rows(results), out)
     courses = subject_courses((one.subject, one.course, one.point) for one in results if one.point is not None)
     if courses:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmrd.assessment import Key as SampleKey
+from flowmrd.assessment import Request, assess, with_dilution, withhold
 from flowmrd.blasts import (
     detection_of,
     detection_record,
@@ -100,6 +102,7 @@ class Acquisition:
     gate_set: GateSet | None = None
     diagnosis: str | None = None
     specimen: Specimen = field(default_factory=Specimen)
+    request: Request = field(default_factory=Request)
     controls: tuple[Control, ...] = ()
     findings: tuple[QcFinding, ...] = ()
 
@@ -215,6 +218,14 @@ def _analyse(
         acquisition, template, settings, opened, source, overrides, gating, verdict, measured
     )
     findings.extend(finding for _, _, extra in untimed for finding in extra)
+    sample = assess(_sample_key(acquisition), acquisition.request, template, gating, source)
+    findings.extend(sample.findings)
+    held = [
+        withhold(row, text, sample.withheld)
+        for row, text in zip(
+            (*rows, *(row for row, _, _ in untimed)), (text for _, text, _ in (*measured, *untimed)), strict=True
+        )
+    ]
     result = replace(
         _unassessed(acquisition, template, sha256),
         events=fcs.event_count,
@@ -222,8 +233,8 @@ def _analyse(
         compensation=statement,
         populations=_population_rows(gating, template),
         gates=_placed_rows(gating, template),
-        measurements=(*rows, *(row for row, _, _ in untimed)),
-        wording=tuple(text for _, text, _ in (*measured, *untimed)),
+        measurements=tuple(row for row, _ in held),
+        wording=tuple(with_dilution(text, sample.hemodilution) for _, text in held),
         findings=tuple(findings),
         panels=build_panels(source, gating),
         detection=_detection(template, gating, source),
@@ -234,6 +245,10 @@ def _analyse(
         markers={marker: channel.pnn for marker, channel in panel.channels.items()},
         overlay=anchor.overlay if anchor is not None else None,
         point=cart.sample,
+        antigens=sample.antigens,
+        cleanup=sample.cleanup,
+        internal_controls=sample.internal_controls,
+        hemodilution=sample.hemodilution,
     )
     return Analysis(result=result, gating=gating, failed=False)
 
@@ -830,6 +845,15 @@ def _with_model_error(
     below = math.hypot(math.log(fraction / low), model) if low > 0 else math.inf
     above = math.hypot(math.log(high / fraction), model)
     return (fraction * math.exp(-below) if math.isfinite(below) else low), min(1.0, fraction * math.exp(above))
+
+
+def _sample_key(acquisition: Acquisition) -> SampleKey:
+    return SampleKey(
+        subject=acquisition.subject,
+        visit=acquisition.visit,
+        acquisition=acquisition.name,
+        specimen_type=acquisition.specimen_type,
+    )
 
 
 def _population_rows(gating: GatingResult, template: GatingTemplate) -> tuple[PopulationRow, ...]:

@@ -250,17 +250,19 @@ class CleanupRow:
 class ControlRow:
     """One row of `internal_controls`: where normal cells lie in a marker, against what the template expects.
 
-    `median` and the limits are in scaled units; `beyond` is the share of the cells that lies beyond a limit.
+    `median` and the limits are in scaled units, counted from the median of `against` where it is given; `beyond` is the
+    share of the cells that lies beyond a limit.
     """
 
     population: str
+    against: str
     marker: str
     events: int
     median: float | None
     low: float | None
     high: float | None
     beyond: float | None
-    verdict: str  # PASS | FAIL | NOT_SEEN
+    verdict: str  # PASS | FAIL | UNSEEN
     purpose: str
 
 
@@ -514,6 +516,7 @@ ABERRATIONS: Mapping[str, str] = {
 INTERNAL_CONTROLS: Mapping[str, str] = {
     "acquisition": _TEXT,
     "population": _TEXT,
+    "against": _TEXT,
     "marker": _TEXT,
     "events": _COUNT,
     "median": _REAL,
@@ -803,25 +806,47 @@ def write_result(result: AcquisitionResult, folder: Path, *, key: str) -> None:
     write_json({"schema": SCHEMA_VERSION, "key": key, "result": document}, folder / "result.json")
 
 
-def amend_result(
-    folder: Path,
-    *,
-    antigens: Sequence[AntigenRow],
-    findings: Sequence[QcFinding],
-    measurements: Sequence[MeasurementRow],
-    wording: Sequence[str],
-    hemodilution: str,
-) -> None:
-    """Put into a kept result what only the subject's other acquisitions can tell; all else stays as it is."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTables:
+    """Of a kept result what the same subject's other acquisitions can complete, and what they need of it.
+
+    `counts` are events by population, `unplaced` the populations that could not be evaluated.
+    """
+
+    acquisition: str
+    subject: str
+    visit: str
+    study_day: int | None
+    specimen_type: str
+    tube: str
+    counts: Mapping[str, int]
+    unplaced: tuple[str, ...]
+    antigens: tuple[AntigenRow, ...]
+    wording: tuple[str, ...]
+    findings: tuple[QcFinding, ...]
+    hemodilution: str
+
+
+def read_tables(folder: Path) -> KeptTables:
+    """Read of a kept result what a comparison within the subject needs, without its pictures."""
+    document: Any = _number(json.loads((folder / "result.json").read_text(encoding="utf-8"))["result"])
+    return KeptTables(
+        **{name: document[name] for name in ("acquisition", "subject", "visit", "study_day", "specimen_type", "tube")},
+        counts={row["population"]: row["events"] for row in document["populations"]},
+        unplaced=tuple(row["population"] for row in document["gates"] if row["method"] == "nothing"),
+        antigens=tuple(AntigenRow(**row) for row in document.get("antigens", ())),
+        wording=tuple(document["wording"]),
+        findings=tuple(QcFinding(**{**row, "level": Level(row["level"])}) for row in document["findings"]),
+        hemodilution=document.get("hemodilution", ""),
+    )
+
+
+def amend_result(folder: Path, tables: KeptTables) -> None:
+    """Put completed tables into a kept result; all else of it stays as it is."""
     path = folder / "result.json"
     document = json.loads(path.read_text(encoding="utf-8"))
-    document["result"] |= {
-        "antigens": _plain(tuple(antigens)),
-        "findings": _plain(tuple(findings)),
-        "measurements": _plain(tuple(measurements)),
-        "wording": list(wording),
-        "hemodilution": hemodilution,
-    }
+    changed = ("antigens", "wording", "findings", "hemodilution")
+    document["result"] |= {name: _plain(getattr(tables, name)) for name in changed}
     write_json(document, path)
 
 

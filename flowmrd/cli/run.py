@@ -12,6 +12,7 @@ from flowmrd.cli.options import execute, settings_from, settings_options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from flowmrd.assessment import Request
     from flowmrd.cart_tube import Control, Reagent, Specimen
     from flowmrd.documents.manifest import ControlKind, Manifest, ManifestRow
     from flowmrd.errors import InputError
@@ -84,9 +85,29 @@ def _acquisition(row: ManifestRow, manifest: Manifest) -> Acquisition:
         expected_sha256=row.fcs_sha256,
         gate_set=manifest.gate_set_of(row),
         specimen=_specimen(row, manifest),
+        request=_request(row),
         controls=_controls(row, manifest),
         findings=manifest.warnings.get(row.acquisition, ()),
     )
+
+
+def _request(row: ManifestRow) -> Request:
+    """Gather what the row says of therapies and handling; the columns prior_anti_* name the targets."""
+    from flowmrd.assessment import Request
+    from flowmrd.documents.manifest import Answer
+
+    words = {Answer.YES: "given", Answer.NO: "not_given"}
+    therapies = {
+        name.removeprefix("prior_anti_").upper(): words.get(getattr(row, name), "not_stated")
+        for name in type(row).model_fields
+        if name.startswith("prior_anti_")
+    }
+    if row.after_cd19_therapy:
+        therapies["CD19"] = "given"  # the infusion itself
+    hours = None
+    if row.collected_at is not None and row.stained_at is not None:
+        hours = (row.stained_at - row.collected_at).total_seconds() / 3600
+    return Request(therapies=tuple(therapies.items()), age_hours=hours, pull_number=row.pull_number)
 
 
 def _specimen(row: ManifestRow, manifest: Manifest) -> Specimen:

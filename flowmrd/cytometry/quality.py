@@ -107,6 +107,40 @@ class CarryOverLimits(_Section):
     chance: float
 
 
+class AdequacyLimits(_Section):
+    """What no result may rest on."""
+
+    viable_events_least: int
+    viable_share_least: float
+    internal_events_least: int
+    negatives_least: int
+    age_hours_warn: float
+    age_hours_late: float
+    viable_share_late: float
+
+
+class OverCompensationLimits(_Section):
+    """How far below the negatives compensated events may lie."""
+
+    warn: float
+    fail: float
+    bright_share: float
+    bright_least: float
+    floor_quantile: float
+    far_below_rsd: float
+    far_below_warn: float
+
+
+class CleanUpLimits(_Section):
+    """How much of a phenotype a clean-up gate may take."""
+
+    events_least: int
+    excess: float
+    warn: float
+    fail: float
+    fail_share_of_all: float
+
+
 class QualityLimits(_Section):
     """Every limit of the acquisition checks, with the version of the document."""
 
@@ -121,6 +155,9 @@ class QualityLimits(_Section):
     rate: RateLimits
     drift: DriftLimits
     carry_over: CarryOverLimits
+    adequacy: AdequacyLimits
+    over_compensation: OverCompensationLimits
+    clean_up: CleanUpLimits
 
 
 def load_limits() -> QualityLimits:

@@ -37,11 +37,13 @@ class InternalControl(_Document):
     """What normal cells of every sample must look like: a limit on the side of which nearly all or half of them lie.
 
     A limit of a marker is broken when more than `share` of the population's events lie below `low` or above `high`;
-    0.5 judges the median. With `together` the control fails only where all its limits are broken. Fewer than
+    0.5 judges the median. Limits may be relative to the median of another population (`against`), so that they hold on
+    every instrument. With `together` the control fails only where all its limits are broken. Fewer than
     `min_events` events, or fewer than `needs` asks of other populations, prove nothing.
     """
 
     population: str
+    against: str | None = None
     share: float = Field(default=0.5, gt=0, lt=1)
     min_events: int = Field(default=100, gt=0)
     low: dict[str, Limit] = Field(default_factory=dict)
@@ -139,6 +141,8 @@ def evidence_faults(
     for number, control in enumerate(template.internal_control):
         where = f"internal_control[{number}] ({control.population})"
         yield from population(f"{where}.population", control.population)
+        if control.against is not None:
+            yield from population(f"{where}.against", control.against)
         yield from limits(where, control)
         for name in control.needs:
             yield from population(f"{where}.needs", name)

@@ -61,6 +61,11 @@ class _LineageSwitch(_Section):
     min_events: int
 
 
+class _Wording(_Section):
+    switch_possible: str
+    switch_not_excluded: str
+
+
 class AntigenRules(_Section):
     """The shipped rules, as read from `rules/antigen.toml`."""
 
@@ -70,6 +75,7 @@ class AntigenRules(_Section):
     dim: _Dim
     baseline: _Baseline
     lineage_switch: _LineageSwitch
+    wording: _Wording
 
 
 def load_antigen_rules() -> AntigenRules:

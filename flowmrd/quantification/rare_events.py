@@ -778,7 +778,11 @@ def classify_hemodilution(
         if blood >= limits.suspect_blood_fraction:
             return Hemodilution.SUSPECT
         return Hemodilution.OK if blood < limits.ok_blood_fraction else Hemodilution.UNCERTAIN
-    if bound is not None and bound < 1 and failed_checks >= limits.suspect_failed_checks:
+    # A blood fraction is never above its bound. Two rare cell types are suspect (table of 3.5), unless the bound is
+    # known and bounds nothing.
+    if bound is not None and bound < limits.ok_blood_fraction:
+        return Hemodilution.OK
+    if (bound is None or bound < 1) and failed_checks >= limits.suspect_failed_checks:
         return Hemodilution.SUSPECT
     return Hemodilution.UNCERTAIN
 

@@ -365,7 +365,9 @@ def test_conversions_without_cells_are_refused() -> None:
         (None, 0.9, 2, Hemodilution.SUSPECT),
         (None, 0.9, 1, Hemodilution.UNCERTAIN),
         (None, 1.0, 3, Hemodilution.UNCERTAIN),
-        (None, None, 3, Hemodilution.UNCERTAIN),
+        (None, None, 1, Hemodilution.UNCERTAIN),
+        (None, None, 2, Hemodilution.SUSPECT),
+        (None, 0.29, 3, Hemodilution.OK),
     ],
 )
 def test_hemodilution_follows_the_reference(

@@ -1,0 +1,159 @@
+"""Whether events can be what their tube says: compensation, clean-up, age of the specimen. No check sees a result.
+
+Unlike the checks of `quality`, these look at cells: the brightest of each channel, the internal negatives, phenotypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmrd.cytometry.quality import AdequacyLimits, CleanUpLimits, OverCompensationLimits
+from flowmrd.errors import Level, QcFinding
+
+Columns = Mapping[str, NDArray[np.floating[Any]]]
+
+_MAD_TO_SD = 1.4826
+# The fewest brightest events whose median is worth the name.
+_FEWEST_BRIGHT = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """What compensation takes too much from `channel` on cells bright in `source`, as a share of their signal there."""
+
+    source: str
+    channel: str
+    share: float
+
+
+def over_compensation(linear: Columns, scaled: Columns, *, limits: OverCompensationLimits) -> tuple[Residual, ...]:
+    """Find pairs of channels where the cells brightest in one lie below zero in the other, the worst first.
+
+    Cells may be bright in two channels for good reasons, but nothing in biology makes them less than unstained. So
+    where their median lies below zero and below nearly all other cells, by a good part of the bright signal, a
+    coefficient is too high or belongs to another pair (a transposed matrix).
+
+    Parameters
+    ----------
+    linear : compensated values of cells by marker, all of one length
+    scaled : the same on the display scale
+    limits : how many cells stand for a stain, and how bright they must be; residuals up to `warn` are left out
+    """
+    found = []
+    # A baseline restored below zero lowers all cells alike: it is no residual.
+    floor = {
+        channel: min(0.0, float(np.quantile(values, limits.floor_quantile))) if values.size else 0.0
+        for channel, values in linear.items()
+    }
+    for source, values in linear.items():
+        if values.size < _FEWEST_BRIGHT:
+            continue
+        count = max(_FEWEST_BRIGHT, int(limits.bright_share * values.size))
+        brightest = np.argpartition(values, values.size - count)[values.size - count :]
+        signal = float(np.median(values[brightest]))
+        if signal <= 0 or float(np.median(scaled[source][brightest])) < limits.bright_least:
+            continue
+        for channel, others in linear.items():
+            if channel != source:
+                share = (floor[channel] - float(np.median(others[brightest]))) / signal
+                if share > limits.warn:
+                    found.append(Residual(source=source, channel=channel, share=share))
+    return tuple(sorted(found, key=lambda one: (-one.share, one.source, one.channel)))
+
+
+def share_far_below(
+    values: NDArray[np.floating[Any]], negatives: NDArray[np.floating[Any]], *, rsd: float
+) -> float | None:
+    """Share of events below the internal negatives' median by more than `rsd` robust SDs; `None` without negatives."""
+    if values.size == 0 or negatives.size < _FEWEST_BRIGHT:
+        return None
+    middle = float(np.median(negatives))
+    spread = _MAD_TO_SD * float(np.median(np.abs(negatives - middle)))
+    return float(np.mean(values < middle - rsd * spread))
+
+
+def check_over_compensation(
+    residuals: tuple[Residual, ...], far_below: Mapping[str, float], *, limits: OverCompensationLimits
+) -> tuple[QcFinding, ...]:
+    """Judge what `over_compensation` and `share_far_below` found; a PASS finding where nothing was.
+
+    Parameters
+    ----------
+    residuals : worst first
+    far_below : share of all cells far below the negatives, by marker
+    limits : shares that warn and fail
+    """
+    low = {marker: share for marker, share in far_below.items() if share > limits.far_below_warn}
+    if not residuals and not low:
+        text = "No channel is over-compensated: no bright cells lie below zero in another channel."
+        return (QcFinding(level=Level.INFO, code="OVER_COMPENSATED", message=text, where=""),)
+    findings = []
+    if residuals:
+        failed = residuals[0].share > limits.fail
+        shown = "; ".join(f"{one.channel} by {100 * one.share:.0f} % of {one.source}" for one in residuals[:4])
+        more = f" and {len(residuals) - 4} more" if len(residuals) > 4 else ""
+        text = (
+            f"Cells bright in one channel lie below zero in another: {shown}{more}; expected at most "
+            f"{100 * (limits.fail if failed else limits.warn):g} %. "
+            "The matrix takes too much, or its rows and columns are exchanged."
+        )
+        level = Level.VIOLATION if failed else Level.WARNING
+        findings.append(QcFinding(level=level, code="OVER_COMPENSATED", message=text, where=residuals[0].channel))
+    for marker, share in low.items():
+        text = (
+            f"{100 * share:.0f} % of viable events lie far below the negatives in {marker}; expected at most "
+            f"{100 * limits.far_below_warn:g} %."
+        )
+        findings.append(QcFinding(level=Level.WARNING, code="OVER_COMPENSATED", message=text, where=marker))
+    return tuple(findings)
+
+
+def clean_up_verdict(events: int, removed: int, all_events: int, removed_all: int, *, limits: CleanUpLimits) -> str:
+    """Judge how much of a phenotype a clean-up gate took: PASS, WARN or FAIL.
+
+    Parameters
+    ----------
+    events, removed : of the phenotype, before the gate, and of them removed
+    all_events, removed_all : the same of all events
+    limits : shares that are told
+
+    Examples
+    --------
+    >>> from flowmrd.cytometry.quality import load_limits
+    >>> limits = load_limits().clean_up
+    >>> [clean_up_verdict(200, n, 10_000, 500, limits=limits) for n in (20, 90, 188)]
+    ['PASS', 'WARN', 'FAIL']
+    """
+    if events < limits.events_least or all_events == 0:
+        return "PASS"
+    share = removed / events
+    if share - removed_all / all_events <= limits.excess or share <= limits.warn:
+        return "PASS"
+    return "FAIL" if share > limits.fail and events > limits.fail_share_of_all * all_events else "WARN"
+
+
+def check_age(hours: float | None, viable_share: float | None, *, limits: AdequacyLimits) -> tuple[QcFinding, ...]:
+    """Judge the time from collection to staining (3.6); empty where it is not known.
+
+    Parameters
+    ----------
+    hours : from `collected_at` to `stained_at`
+    viable_share : viable of single events, or `None`; a late specimen is reported only if it is viable
+    limits : hours that warn, and from which a remark is due
+    """
+    if hours is None:
+        return ()
+    text = f"The specimen was stained {hours:.0f} h after it was collected"
+    if hours <= limits.age_hours_warn:
+        return (QcFinding(level=Level.INFO, code="SPECIMEN_AGE", message=f"{text}.", where="stained_at"),)
+    if hours <= limits.age_hours_late:
+        message = f"{text}; expected at most {limits.age_hours_warn:g} h."
+        return (QcFinding(level=Level.WARNING, code="SPECIMEN_AGE", message=message, where="stained_at"),)
+    message = f"{text}; beyond {limits.age_hours_late:g} h it is reported with a remark, and only if viable."
+    level = Level.VIOLATION if viable_share is None or viable_share < limits.viable_share_late else Level.WARNING
+    return (QcFinding(level=level, code="SPECIMEN_AGE", message=message, where="stained_at"),)
