@@ -154,6 +154,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
         "negatives": "internal negatives (T cells): what lies far below them is over-compensated",
         "marrow": "cell type of the hemodilution rules (`erythroid`, `progenitors`, `plasma_cells`) → its population",
         "blood": "cells that are mostly in blood (mature T cells), compared with blood of the same day",
+        "normal": "normal cells of the lineage, whose presence every report states",
         "phenotypes": "boxes of events that no clean-up step may take away in number, see below",
     },
     "Antigen": {

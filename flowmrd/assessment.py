@@ -130,7 +130,7 @@ def assess(
         *check_age(request.age_hours, _viable_share(template, gating), limits=limits.adequacy),
         *dilution_findings,
         *antigen_findings,
-        *_limits_of_the_lineage(template, request),
+        *_limits_of_the_lineage(template, gating, request),
     )
     return Assessment(
         antigens=antigens,
@@ -659,12 +659,19 @@ def _switch_hint(rows: Sequence[AntigenRow], rules: AntigenRules) -> list[QcFind
     return [QcFinding(level=Level.WARNING, code="LINEAGE_SWITCH_POSSIBLE", message=text, where=lost[0].population)]
 
 
-def _limits_of_the_lineage(template: GatingTemplate, request: Request) -> list[QcFinding]:
+def _limits_of_the_lineage(template: GatingTemplate, gating: GatingResult, request: Request) -> list[QcFinding]:
     """State what a B-lineage gate cannot see, and the therapies as given on the request (2.5)."""
     targets = [one for one in template.measurement if one.kind == "mrd" and one.therapy_target]
     if not targets:
         return []
     findings = []
+    quality = template.quality
+    whole = gating.counts[quality.denominator] if quality.denominator else 0
+    if quality.normal and whole:
+        counts = [(name, gating.counts[name]) for name in quality.normal]
+        listed = ", ".join(f"{events:,} {name} ({100 * events / whole:.2g} %)" for name, events in counts)
+        text = f"Normal cells of the lineage: {listed} of {whole:,} {quality.denominator}."
+        findings.append(QcFinding(level=Level.INFO, code="NORMAL_B_CELLS", message=text, where=""))
     if request.therapies:
         listed = ", ".join(f"{target} {state.replace('_', ' ')}" for target, state in request.therapies)
         text = f"Therapies by target, as on the request: {listed}."

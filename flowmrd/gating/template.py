@@ -147,8 +147,9 @@ class Quality(_Document):
 
     `internal` are the normal lymphocytes of which a marrow must show one kind at least; `negatives` are the internal
     negatives; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
-    mostly in blood (mature T cells). `phenotypes` are what no clean-up step may take away in number. `singlets_of` is
-    what the share of singlets is of, where that is not all events: counting beads are no cells.
+    mostly in blood (mature T cells); `normal` are the normal cells of the lineage. `phenotypes` are what no clean-up
+    step may take away in number. `singlets_of` is the population that singlets are a share of, where it is not all
+    events: counting beads are no cells.
     """
 
     singlets: str | None = None
@@ -160,13 +161,14 @@ class Quality(_Document):
     negatives: str | None = None
     marrow: dict[str, str] = Field(default_factory=dict)
     blood: str | None = None
+    normal: tuple[str, ...] = Field(default=())
     phenotypes: tuple[Phenotype, ...] = Field(default=())
 
     @property
     def named(self) -> tuple[str, ...]:
         """Return all populations named here."""
         single = (self.singlets, self.viable, self.denominator, self.negatives, self.blood)
-        return (*(name for name in single if name is not None), *self.internal, *self.marrow.values())
+        return (*(name for name in single if name is not None), *self.internal, *self.normal, *self.marrow.values())
 
 
 class Counts(_Document):

@@ -40,6 +40,7 @@ from flowmrd.records import (
     TimeSeries,
 )
 from flowmrd.reporting import figures
+from flowmrd.reporting.evidence import evidence_context
 from flowmrd.reporting.numbers import (
     MISSING,
     format_channel_value,
@@ -217,6 +218,7 @@ def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any
         "search": _search(result, scales, key),
         "time": _time(result.time, result),
         **_margins(result.margins),
+        **evidence_context(result),
         "gates": [_gate_row(gate) for gate in result.gates],
         "markers": dict(result.markers),
     }
