@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,16 +78,14 @@ def _optional_marker(text: str, marker: str) -> str:
     return head.replace(channel, f"{channel}required = false\n", 1) + row
 
 
-@pytest.fixture(scope="session")
-def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
-    """Build a reference from eight normals and eight diagnoses (some 20 s)."""
+def _build_small_reference(folder: Path) -> None:
+    """Simulate eight normals, eight diagnoses and two samples, and build the reference."""
     from flowmrd.cli import main
     from flowmrd.simulation import Parameters, load_immunophenotype, load_profile, simulate, write_simulated
 
-    folder = tmp_path_factory.mktemp("reference")
     places = {name: folder / name for name in ("normals", "diagnoses", "samples")}
     for place in places.values():
-        place.mkdir()
+        place.mkdir(parents=True)
     scenarios = ("normal", "regenerating", "recovery", "normal", "regenerating", "aplasia", "normal", "induction")
     for i, scenario in enumerate(scenarios):
         case = simulate(Parameters(events=20_000, scenario=scenario, blasts=0.0), 5100 + i)
@@ -99,12 +99,11 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
         case = simulate(Parameters(events=30_000, scenario="normal", blasts=share, phenotype=phenotype), 5300)
         write_simulated(case, places["samples"], name)
     shipped = REPOSITORY / "gating_templates" / "ball-mrd-10c.toml"
-    template = folder / "small-tube.toml"
     text = shipped.read_text(encoding="utf-8").replace('id = "ball-mrd-10c"', 'id = "small-tube"', 1)
-    template.write_text(_optional_marker(text, "CD58"), encoding="utf-8")
-    out = folder / "small.reference"
+    (folder / "small-tube.toml").write_text(_optional_marker(text, "CD58"), encoding="utf-8")
     command = ["flowmrd", "reference", "build", str(places["normals"]), "--diagnoses", str(places["diagnoses"])]
-    command += ["--template", str(template), "--seed", "1", "--simulated", "--out", str(out)]
+    command += ["--template", str(folder / "small-tube.toml"), "--seed", "1", "--simulated"]
+    command += ["--out", str(folder / "small.reference")]
     printed = io.StringIO()
     with (
         mock.patch.object(sys, "argv", command),
@@ -113,13 +112,29 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
         contextlib.suppress(SystemExit),
     ):
         main()
-    assert out.is_file(), printed.getvalue()
+    assert (folder / "small.reference").is_file(), printed.getvalue()
+    (folder / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def small_reference(tmp_path_factory: pytest.TempPathFactory) -> SmallReference:
+    """Build a reference from eight normals and eight diagnoses (some 20 s), once for all workers."""
+    import fcntl
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "small-reference"
+    with (base / "small-reference.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "printed.txt").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            _build_small_reference(folder)
     return SmallReference(
-        file=out,
-        template=template,
-        normals=places["normals"],
-        diagnoses=places["diagnoses"],
-        mrd=places["samples"] / "mrd.fcs",
-        clear=places["samples"] / "clear.fcs",
-        printed=printed.getvalue(),
+        file=folder / "small.reference",
+        template=folder / "small-tube.toml",
+        normals=folder / "normals",
+        diagnoses=folder / "diagnoses",
+        mrd=folder / "samples" / "mrd.fcs",
+        clear=folder / "samples" / "clear.fcs",
+        printed=(folder / "printed.txt").read_text(encoding="utf-8"),
     )
