@@ -51,11 +51,11 @@ def without_reagent(simulated: Simulated, marker: str) -> Simulated:
     row = next(i for i, channel in enumerate(simulated.channels) if channel.pns == marker)
     place = simulated.spillover.channels.index(simulated.channels[row].pnn)
     values = simulated.values.copy()
-    signal = simulated.compensated(marker)
+    signal = np.asarray(simulated.compensated(marker))
     for other, name in enumerate(simulated.spillover.channels):
         column = next(i for i, channel in enumerate(simulated.channels) if channel.pnn == name)
-        values[column] -= (simulated.spillover.matrix[place, other] * signal).astype(np.float32)
-    values[row] += np.random.default_rng(5).normal(60.0, 28.0, values.shape[1]).astype(np.float32)
+        values[column] -= (signal * float(simulated.spillover.matrix[place, other])).astype(np.float32)
+    values[row] += np.random.default_rng(5).normal(60.0, 28.0, size=(values.shape[1],)).astype(np.float32)
     return replace(simulated, values=values)
 
 
