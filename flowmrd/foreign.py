@@ -113,6 +113,9 @@ def gate_by_document(
     names = {key: name for key, name in column_names(strategy.gates).items() if key in evaluation.counts}
     drawn = _Drawn(strategy, fcs)
     findings = (*fcs.findings, *evaluation.findings)
+    if not strategy.gates and not strategy.unread:
+        message = f"{strategy.source} has no gates for this file."
+        findings += (QcFinding(level=Level.WARNING, code="NO_GATES", message=message, where=strategy.source),)
     result = replace(
         _empty(path, document, sha256),
         events=fcs.event_count,
@@ -124,7 +127,7 @@ def gate_by_document(
         panels=_panels(drawn, evaluation, names) if panels else (),
         markers={drawn.labels[key]: one.channel for key, one in drawn.strategy.dimensions.items()},
     )
-    complete = not strategy.unread and len(names) == len(strategy.gates)
+    complete = bool(strategy.gates) and not strategy.unread and len(names) == len(strategy.gates)
     complete &= not any(one.code in {"GATE_LEFT_OUT", "GATE_CIRCLE"} for one in evaluation.findings)
     return ForeignRun(result=result, strategy=strategy, evaluation=evaluation, names=names, complete=complete)
 

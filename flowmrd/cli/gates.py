@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DOCUMENT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(name="gates", short_help="Convert gates from and to other programs; compare counts.")
+@click.group(name="gates", short_help="List and convert gates of other programs; compare counts.")
 def command() -> None:
     """Gates of Gating-ML 2.0, FlowJo, FACSDiva, Kaluza and openCyto: converted, and their counts compared with ours."""
 
@@ -269,6 +269,36 @@ def compare(
         record = write_runs([replace(run, result=one) for run, one in zip(runs, results, strict=True)], document, out)
         click.echo(f"report: {render_report(results, record, out / 'report')}")
     if any(row.agrees is False for row in rows) or not all(run.complete for run in runs):
+        sys.exit(EXIT_SOME_FAILED)
+
+
+@command.command(name="list")
+@click.argument("document", type=_DOCUMENT)
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Also write the list as CSV.")
+def list_(document: Path, out: Path | None) -> None:
+    """List the gates of DOCUMENT with axes, scales and stored counts; no FCS file is needed.
+
+    Exit code 3: a gate cannot be read; its reason stands beside it.
+    """
+    from flowmrd.gating.interop.tree import read_tree, tree_csv
+
+    rows = read_tree(document)
+    if out is not None:
+        _write(out, tree_csv(rows).encode())
+    sample = None
+    for row in rows:
+        if row.sample != sample:
+            sample = row.sample
+            if sample:
+                click.echo(sample)
+        count = "-" if row.their_events is None else f"{row.their_events:,}"
+        axes = " × ".join(row.axes)
+        scales = f" ({', '.join(row.scales)})" if row.scales else ""
+        about = f"left out: {row.left_out}" if row.left_out else f"{row.kind} {axes}{scales}".strip()
+        click.echo(f"  {row.path}  {count}  {about}")
+    stored = sum(row.their_events is not None for row in rows)
+    click.echo(f"{document.name}: {len(rows)} gates, {stored} stored counts")
+    if any(row.left_out for row in rows):
         sys.exit(EXIT_SOME_FAILED)
 
 

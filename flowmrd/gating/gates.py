@@ -234,6 +234,17 @@ def _in_ellipsoid(gate: Ellipsoid, values: Values) -> Mask:
     return inside
 
 
+def in_standard_deviations(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a covariance matrix (n, n) with each axis in its own standard deviations: the correlations.
+
+    Whether a matrix is singular or positive definite does not depend on the units of the axes; the numerical answer
+    does.
+    """
+    widths = np.sqrt(np.abs(np.diag(covariance)))
+    widths[widths == 0] = 1.0
+    return np.asarray(covariance / np.outer(widths, widths), np.float64)
+
+
 def gate_to_json(gate: Gate) -> dict[str, object]:
     """Return the gate as plain values; infinities become `None`."""
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from flowmrd.cli import cli
 from flowmrd.cytometry.events import EventSource, resolve_panel
 from flowmrd.fcs import FcsFile, Spillover, read_fcs
 from flowmrd.foreign import compare_counts, differing, gate_by_document
@@ -180,6 +182,29 @@ def test_the_kaluza_container_is_read_into_its_whole_tree_with_scales(shared_fcs
     assert nodes[0].axes == ("FL9 INT", "FS INT")
     assert nodes[0].scales == ("O", "I")
     assert nodes[-1].scales == ("C", "C")
+
+
+def listed(document: Path, tmp_path: Path) -> list[dict[str, str]]:
+    out = tmp_path / "list.csv"
+    done = CliRunner().invoke(cli, ["gates", "list", str(document), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    with out.open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_document_is_listed_by_the_command_line_without_a_file(shared_fcs: Path, tmp_path: Path) -> None:
+    rows = listed(shared_fcs / "workspaces/flowjo_8color_counts_only/8_color_ICS.wsp", tmp_path)
+    assert len(rows) == 42
+    assert len({row["sample"] for row in rows}) == 3
+    assert next(row["their_events"] for row in rows if row["path"].endswith("/CD8+/TNFa+")) == "827"
+    assert rows[1]["axes"] == "FSC-W × FSC-H"
+    rows = listed(shared_fcs / "kaluza/example_tubeB8.analysis", tmp_path)
+    assert len(rows) == 8
+    assert (rows[0]["axes"], rows[0]["scales"]) == ("FL9 INT × FS INT", "log × linear")
+    rows = listed(shared_fcs / "ball_mrd_real/47333_diva.xml", tmp_path)
+    assert {row["path"].rpartition("/")[2]: int(row["their_events"]) for row in rows} == DIVA_47333
+    assert {row["sample"] for row in rows} == {"47333/tubeB10"}
+    assert len(listed(shared_fcs / "gatingml20/gates1.xml", tmp_path)) == 61
 
 
 def test_the_kaluza_container_on_another_file_says_what_is_missing(shared_fcs: Path) -> None:

@@ -32,6 +32,7 @@ from flowmrd.gating.gates import (
     Rectangle,
     Whole,
     gate_markers,
+    in_standard_deviations,
 )
 from flowmrd.gating.interop.display import as_displayed
 from flowmrd.gating.interop.document import (
@@ -238,7 +239,7 @@ def _unfit(gate: Gate, strategy: ForeignStrategy, compensation: str, fcs: FcsFil
                 return why
     match gate:
         case Ellipsoid(covariance=covariance):
-            matrix = np.asarray(covariance)
+            matrix = in_standard_deviations(np.asarray(covariance))
             if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix).min() <= 0:
                 return "its covariance matrix is not symmetric and positive definite"
             if gate.distance_square <= 0:

@@ -57,6 +57,18 @@ class _Parameter:
     compensation: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One gate of a tube, as the experiment shows it: no FCS file needed."""
+
+    sample: str
+    path: str
+    kind: str
+    axes: tuple[str, ...]
+    scales: tuple[str, ...]
+    count: int | None
+
+
 @dataclass(slots=True)
 class _Reading:
     """What is gathered while a tube's gates are read."""
@@ -90,9 +102,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     InputError
         It is not a Diva experiment, no tube (or more than one) fits the file, or the tube's worksheet is not there.
     """
-    root = parse_xml(data, name)
-    if local(root.tag) != "bdfacs":
-        raise InputError(f"expected a FACSDiva experiment (<bdfacs>), got <{local(root.tag)}>", source=name)
+    root = _experiment(data, name)
     element = _tube(root, name, fcs, tube)
     holder = _gate_holder(root, element, name)
     parameters = _parameters(element) or _parameters(holder)
@@ -114,7 +124,58 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     )
 
 
+def read_tree(data: bytes, name: str) -> tuple[Node, ...]:
+    """List the gates of every tube with the counts that are stored for it, without an FCS file.
+
+    Parameters
+    ----------
+    data : the XML's bytes
+    name : its file name, for messages
+
+    Raises
+    ------
+    InputError
+        It is not a Diva experiment, or a tube's worksheet is not there.
+    """
+    root = _experiment(data, name)
+    nodes = []
+    for tube, specimen in _named(root, "tube"):
+        holder = _gate_holder(root, tube, name)
+        elements, paths, counted = _placed(holder, tube)
+        for element in elements:
+            path = paths.get(element.get("fullname") or "", "")
+            if not path:
+                continue
+            region = _child(element, "region")
+            kind = (element.get("type") or "") if region is None else (region.get("type") or "")
+            ends = [] if region is None else [end for end in "xy" if region.get(f"{end}parm")]
+            nodes.append(
+                Node(
+                    sample="/".join(filter(None, (specimen, tube.get("name")))),
+                    path=path,
+                    kind=kind.removesuffix("_Classifier").removesuffix("_REGION").lower() or "population",
+                    axes=() if region is None else tuple(region.get(f"{end}parm") or "" for end in ends),
+                    scales=tuple(_scale_name(element, end) for end in ends),
+                    count=_integer(element, "num_events") if counted else None,
+                )
+            )
+    return tuple(nodes)
+
+
+def _scale_name(element: Element, axis: str) -> str:
+    if _text(element, f"is_{axis}_parameter_scaled") == "true":
+        return "biexponential"
+    return "log" if _text(element, f"is_{axis}_parameter_log") == "true" else "linear"
+
+
 # --------------------------------------------------------------------------------------------------------- the document
+
+
+def _experiment(data: bytes, name: str) -> Element:
+    root = parse_xml(data, name)
+    if local(root.tag) != "bdfacs":
+        raise InputError(f"expected a FACSDiva experiment (<bdfacs>), got <{local(root.tag)}>", source=name)
+    return root
 
 
 def _child(element: Element, name: str) -> Element | None:
@@ -333,8 +394,8 @@ def _follows(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 # ---------------------------------------------------------------------------------------------------------------- gates
 
 
-def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
-    """Read all gates of a tube or worksheet."""
+def _placed(holder: Element, tube: Element) -> tuple[list[Element], dict[str, str], bool]:
+    """Return the gates of a tube or worksheet, full name → path, and whether their stored counts are the tube's."""
     container = _child(holder, "gates")
     elements = [] if container is None else [gate for gate in container if local(gate.tag) == "gate"]
     # A worksheet stores the counts of the tube that it showed last.
@@ -357,6 +418,12 @@ def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
             number += 1
         used.add(path)
         paths[full] = path
+    return elements, paths, counted
+
+
+def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
+    """Read all gates of a tube or worksheet."""
+    elements, paths, counted = _placed(holder, tube)
     for element in elements:
         full = element.get("fullname") or ""
         if element.get("type") in {"EventSource_Classifier", "Composite_Classifier"}:

@@ -50,6 +50,7 @@ class Node:
     kind: str
     count: int | None
     group: str
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ def read_tree(data: bytes, name: str) -> tuple[Node, ...]:
                     kind=kind or "population",
                     count=_count(element),
                     group=_attribute(element, "owningGroup") or "",
+                    axes=() if gate is None else _axis_names(gate),
                 )
             )
     return tuple(nodes)
@@ -174,6 +176,15 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
 
 
 # --------------------------------------------------------------------------------------------------------- the document
+
+
+def _axis_names(gate: Element) -> tuple[str, ...]:
+    """Return what the axes of a drawn gate are called."""
+    parameters = (_child(one, "fcs-dimension") for one in _children(gate, "dimension"))
+    names = [_attribute(one, "name") or "" for one in parameters if one is not None]
+    # FlowJo 9 names them on what is drawn.
+    old = next((one for one in gate if one.get("xAxisName")), None)
+    return tuple(names if old is None else filter(None, (old.get("xAxisName"), old.get("yAxisName"))))
 
 
 def _workspace(data: bytes, name: str) -> Element:

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowmrd.errors import InputError, Level, QcFinding
 from flowmrd.fcs import FcsFile
-from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Polygon, Rectangle
+from flowmrd.gating.gates import Boolean, Ellipsoid, Gate, Polygon, Rectangle, in_standard_deviations
 from flowmrd.gating.interop.document import (
     FROM_FILE,
     UNCOMPENSATED,
@@ -241,7 +241,10 @@ class _Reader:
             # The standard wants ids to be unique; where they repeat, documents are written depth first.
             before = [other for other in found if other < place]
             return before[-1] if before else found[0]
-        return found[0] if found else None
+        if found:
+            return found[0]
+        # Only the gate itself has that id: a circle of one.
+        return place if raw.parent_id in self.by_id else None
 
     def _paths(self) -> list[str]:
         """Return each gate's path; parents that are not there, or that run in a circle, leave their gates out."""
@@ -353,10 +356,11 @@ class _Reader:
             raise _Fault(f"its covarianceMatrix is not {size} × {size}")
         if limit < 0:
             raise _Fault(f"its distanceSquare is negative: {limit:g}")
-        covariance = np.array(rows)
-        if np.linalg.matrix_rank(covariance) < size:
+        # Axes may have units as different as 0 … 1 and 0 … 10^9: a matrix is judged by its correlations.
+        unit = in_standard_deviations(np.array(rows))
+        if np.linalg.matrix_rank(unit) < size:
             raise _Fault("its covarianceMatrix cannot be inverted")
-        if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(covariance).min() <= 0:
+        if not np.allclose(unit, unit.T) or np.linalg.eigvalsh(unit).min() <= 0:
             self._note(
                 "COVARIANCE_NOT_POSITIVE",
                 f"Gate {path}: its covarianceMatrix is not symmetric and positive definite, so it is no ellipsoid; "

@@ -116,6 +116,36 @@ def test_a_gate_that_cannot_be_evaluated_is_a_finding_and_the_exit_code_is_3(eve
     assert findings["where"].to_list() == ["/X", "/X/Y"]
 
 
+def test_a_document_without_gates_for_the_file_is_told_and_the_exit_code_is_3(events: Path, tmp_path: Path) -> None:
+    done = flowmrd(
+        "gate", events, "--strategy", gatingml(tmp_path / "none.xml"), "--out", tmp_path / "out", "--no-report"
+    )
+    assert done.returncode == 3
+    assert "none.xml has no gates for this file." in done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["acquisitions"][0]["qc"] == "WARN"
+
+
+def test_a_document_is_listed_without_a_file_and_what_cannot_be_read_stands_beside_its_gate(tmp_path: Path) -> None:
+    document = gatingml(
+        tmp_path / "gates.xml", gate("A", "FL1-A", 900), gate("same", "FL2-A", 500, "A"), gate("X", "FL1-A", 0, "Y")
+    )
+    done = flowmrd("gates", "list", document, "--out", tmp_path / "list.csv")
+    assert done.returncode == 3
+    assert "/A/same  -  rectangle FL2-A (linear)" in done.stdout
+    assert "left out: Gate X is left out: its parent 'Y' is not in the document." in done.stdout
+    table = pl.read_csv(tmp_path / "list.csv")
+    assert table["path"].to_list() == ["/A", "/A/same", "/X"]
+    template = tmp_path / "cells.csv"
+    template.write_text(
+        "alias,pop,parent,dims,gating_method,gating_args\nlymph,+,root,FSC-A,mindensity,\nodd,+,lymph,FSC-A,magic,\n",
+        encoding="utf-8",
+    )
+    done = flowmrd("gates", "list", template)
+    assert done.returncode == 3
+    assert "/lymph  -  valley FSC-A" in done.stdout
+    assert re.search(r"/lymph/odd  -  left out: NOT MAPPED from openCyto's magic", done.stdout)
+
+
 def test_a_file_that_is_no_fcs_file_is_a_finding_and_the_others_are_gated(events: Path, tmp_path: Path) -> None:
     document = gatingml(tmp_path / "gates.xml", gate("A", "FL1-A", 900))
     (tmp_path / "broken.fcs").write_bytes(b"not an FCS file at all")

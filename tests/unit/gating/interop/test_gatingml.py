@@ -181,6 +181,29 @@ def test_an_ellipsoid_of_any_dimension_holds_its_surface_section_4_3(values: Flo
     assert np.array_equal(masks["e"], distance <= 2.5)
 
 
+def test_an_ellipsoid_may_join_axes_of_very_different_units_section_4_3(values: Floats, fcs: FcsFile) -> None:
+    """0 … 1 beside 0 … 10^9: the matrix looks singular in numbers, and its ellipsoid is an ordinary one."""
+    covariance = [[1e-10, 3e3], [3e3, 1e17]]
+    rows = "".join(
+        f"<g:row>{''.join(f'<g:entry d:value={chr(34)}{v!r}{chr(34)}/>' for v in row)}</g:row>" for row in covariance
+    )
+    masks, evaluation = run(
+        scale("small", '<t:flin t:T="1e8" t:A="0"/>')
+        + scale("large", '<t:flin t:T="1e-6" t:A="0"/>')
+        + f'<g:EllipsoidGate g:id="e">{dimension("FL1-A", scale="small")}{dimension("FL2-A", scale="large")}'
+        '<g:mean><g:coordinate d:value="3e-6"/><g:coordinate d:value="3e8"/></g:mean>'
+        f'<g:covarianceMatrix>{rows}</g:covarianceMatrix><g:distanceSquare d:value="1.5"/></g:EllipsoidGate>',
+        fcs,
+    )
+    # In units of its own standard deviations: 1e-5 and 10^8.5, correlation 3e3 / (1e-5 * 10^8.5).
+    u, v = (values[1] / 1e8 - 3e-6) / 1e-5, (values[2] / 1e-6 - 3e8) / math.sqrt(1e17)
+    r = 3e3 / (1e-5 * math.sqrt(1e17))
+    distance = (u * u - 2 * r * u * v + v * v) / (1 - r * r)
+    assert not reasons(evaluation)
+    assert 0 < masks["e"].sum() < masks["e"].size
+    assert np.array_equal(masks["e"], distance <= 1.5)
+
+
 def test_an_event_on_the_surface_of_an_ellipsoid_is_inside_section_4_3(values: Floats, fcs: FcsFile) -> None:
     masks, _ = run(
         f'<g:EllipsoidGate g:id="circle">{dimension("FL1-A")}{dimension("FL2-A")}'
@@ -544,6 +567,12 @@ def test_what_depends_on_a_gate_that_is_left_out_is_left_out_with_its_reason(fcs
 def test_a_circle_of_references_is_one_clear_finding(body: str, fcs: FcsFile) -> None:
     masks, evaluation = run(body + rectangle("good", dimension("FL1-A")), fcs)
     assert reasons(evaluation) == ["Gates refer to one another in a circle and are left out: A → B → A."]
+    assert set(masks) == {"good"}
+
+
+def test_a_gate_that_is_its_own_parent_is_a_circle_of_one(fcs: FcsFile) -> None:
+    masks, evaluation = run(rectangle("P", dimension("FL1-A"), parent="P") + rectangle("good", dimension("FL1-A")), fcs)
+    assert reasons(evaluation) == ["Gates refer to one another in a circle and are left out: P → P."]
     assert set(masks) == {"good"}
 
 
