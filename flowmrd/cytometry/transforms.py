@@ -153,8 +153,9 @@ class Arcsinh:
         """Channel values to scaled units; `out` may be `x` itself."""
         y = np.multiply(np.asarray(x, np.float64), math.sinh(self.M * _LN10) / self.T, out=out)
         y = np.arcsinh(y, out=out)
-        y = np.add(y, self.A * _LN10, out=out)
-        return np.divide(y, (self.M + self.A) * _LN10, out=out)
+        y = np.divide(y, (self.M + self.A) * _LN10, out=out)
+        # Added last, so that zero lies exactly at A / (M + A).
+        return np.add(y, self.A / (self.M + self.A), out=out)
 
     def inverse(self, y: ArrayLike) -> Floats:
         """Scaled units to channel values."""
@@ -536,7 +537,7 @@ class _Table:
 def _biexponential(*, T: float, W: float, M: float, A: float) -> _Biexponential:
     w = W / (M + A)
     x2 = A / (M + A)
-    x1 = x2 + w
+    x1 = (A + W) / (M + A)
     x0 = x2 + 2 * w
     b = (M + A) * _LN10
     d = _solve_d(b, w)
@@ -594,6 +595,8 @@ def _tabulate(curve: _Biexponential, *, top: float) -> _Table:
     derivative = 1.0 / (curve.a * curve.b * np.exp(curve.b * y) + curve.c * curve.d * np.exp(-curve.d * y))
     width = np.diff(knot)
     mean = np.diff(y) / width
+    # Zero itself lies exactly at x1, on which gates are drawn; the solver leaves its last bit.
+    y[0] = curve.x1
     left, right = derivative[:-1], derivative[1:]
     table = _Table(
         offset=offset,
@@ -659,7 +662,7 @@ class _LogAndLine:
 def _log_and_line(*, T: float, W: float, M: float, A: float) -> _LogAndLine:
     w = W / (M + A)
     x2 = A / (M + A)
-    x1 = x2 + w
+    x1 = (A + W) / (M + A)
     x0 = x2 + 2 * w
     b = (M + A) * _LN10
     c_over_a = math.exp(b * x0) / w
@@ -682,7 +685,8 @@ def _hyperlog_position(curve: _LogAndLine, x: Floats) -> Floats:
         y -= step
         if np.max(np.abs(step), initial=0.0) < 1e-15:
             break
-    y = np.copysign(np.maximum(y - curve.x1, 0.0), x) + curve.x1
+    # Zero itself lies exactly at x1, on which gates are drawn; the solver leaves its last bit.
+    y = np.copysign(np.where(wanted == 0.0, 0.0, np.maximum(y - curve.x1, 0.0)), x) + curve.x1
     return y if finite.all() else np.where(finite, y, x)
 
 

@@ -121,6 +121,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
         gates=tuple(reading.gates),
         events=_tube_events(element) or None,
         findings=tuple(reading.findings),
+        unread=frozenset(one.where for one in reading.findings if one.code == "GATE_LEFT_OUT"),
     )
 
 

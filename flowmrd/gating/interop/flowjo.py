@@ -172,6 +172,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
         gates=tuple(reading.gates),
         events=events,
         findings=tuple(reading.findings),
+        unread=frozenset(one.where for one in reading.findings if one.code == "GATE_LEFT_OUT"),
     )
 
 
@@ -566,6 +567,8 @@ def _gate(reading: _Reading, element: Element) -> tuple[Gate, dict[str, str], bo
             return _polygon(reading, gate), {BINS: _bins(gate)}, complement
         case "EllipsoidGate":
             return _ellipse(reading, gate), {BINS: _bins(gate)}, complement
+        case kind if kind.startswith("Curly"):
+            raise _Unreadable("it is a curly quadrant, whose curve FlowJo does not publish; draw it as a quadrant")
         case kind:
             raise _Unreadable(f"its gate is a {kind}, which no FlowJo workspace is known to hold")
 

@@ -241,6 +241,26 @@ def test_a_matrix_of_the_document_is_written_beside_the_template(events: Path, t
     assert counts[0] == counts[1]
 
 
+def test_a_conversion_that_leaves_a_gate_of_a_workspace_out_ends_with_3(events: Path, tmp_path: Path) -> None:
+    gates = (
+        '<Population name="good"><Gate><g:RectangleGate><g:dimension g:min="0"><d:fcs-dimension d:name="FSC-A"/>'
+        '</g:dimension></g:RectangleGate></Gate></Population><Population name="curly"><Gate><g:CurlyQuad/></Gate>'
+        "</Population>"
+    )
+    document = tmp_path / "w.wsp"
+    document.write_text(
+        f'<Workspace xmlns:g="{SPACE}gating" xmlns:d="{SPACE}datatypes"><SampleList><Sample><Transformations/>'
+        f'<SampleNode name="tube.fcs"><Subpopulations>{gates}</Subpopulations></SampleNode></Sample></SampleList>'
+        "</Workspace>",
+        encoding="utf-8",
+    )
+    for target, out in (("gatingml", "g.xml"), ("template", "t.toml")):
+        done = flowmrd("gates", "convert", document, "--to", target, "--fcs", events, "--out", tmp_path / out)
+        assert done.returncode == 3, target
+        assert "Gate curly is left out: it is a curly quadrant" in done.stderr
+        assert (tmp_path / out).is_file()
+
+
 def test_a_template_as_placed_becomes_gatingml_and_back(repository: Path, tmp_path: Path) -> None:
     path = repository / "sample_fcs" / "blasts-1e-2.fcs"
     document = tmp_path / "placed.xml"

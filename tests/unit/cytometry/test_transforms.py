@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.transforms import Arcsinh, Biex, Bounded, Linear, Log, Logicle, Transform, make_transform, ticks
+from flowmrd.cytometry.transforms import (
+    Arcsinh,
+    Biex,
+    Bounded,
+    Hyperlog,
+    Linear,
+    Log,
+    Logicle,
+    Transform,
+    make_transform,
+    ticks,
+)
 
 STANDARD = Logicle(T=262144.0, W=0.5, M=4.5)
 EVERY_KIND: tuple[Transform, ...] = (
@@ -260,3 +271,20 @@ def test_biex_is_ticked_like_the_other_scales_of_decades() -> None:
     major, minor = ticks(make_transform({"kind": "biex", "T": 262144.0, "pos": 4.418539922, "width": -100.0}), 0.0, 1.0)
     assert [label for _, label in major] == ["−10³", "0", "10³", "10⁴", "10⁵"]
     assert len(minor) > 20
+
+
+@pytest.mark.parametrize("kind", [Logicle, Hyperlog])
+@pytest.mark.parametrize(
+    ("W", "M", "A"), [(1.0, 4.0, 0.0), (0.5, 4.5, 0.0), (0.5, 4.0, 1.0), (1.0, 4.5, 0.5), (2.0, 4.0, 0.0), (1, 5, -0.5)]
+)
+@pytest.mark.parametrize("T", [1.0, 1000.0, 262144.0])
+def test_zero_lies_exactly_where_the_definition_puts_it(
+    kind: type[Logicle | Hyperlog], T: float, W: float, M: float, A: float
+) -> None:
+    """A gate whose side is drawn at zero holds the events that are zero: `y >= (A + W) / (M + A)`."""
+    assert kind(T=T, W=W, M=M, A=A).forward(np.array([0.0, -0.0])).tolist() == [(A + W) / (M + A)] * 2
+
+
+@pytest.mark.parametrize(("M", "A"), [(4.0, 1.0), (4.5, 0.0), (4.5, 0.5), (2.0, 2.0), (5.0, 1.0)])
+def test_zero_lies_exactly_where_arcsinh_puts_it(M: float, A: float) -> None:
+    assert Arcsinh(T=1000.0, M=M, A=A).forward(np.array([0.0, -0.0])).tolist() == [A / (M + A)] * 2

@@ -119,6 +119,20 @@ def test_a_vertex_that_is_no_number_leaves_the_gate_out_and_keeps_the_rest(fcs: 
     assert evaluation.findings[0].message.startswith("Gate bad is left out: ")
 
 
+def test_what_needs_a_gate_that_is_left_out_says_so_and_the_strategy_is_incomplete(fcs: FcsFile) -> None:
+    curly = f"<gating:CurlyQuad>{axis('X')}{axis('Y')}</gating:CurlyQuad>"
+    either = '<OrNode name="either"><Dependents><Dependent name="curly"/><Dependent name="good"/></Dependents></OrNode>'
+    good = population("good", rectangle(axis("X", 'gating:max="75"')))
+    strategy = flowjo.read_strategy(workspace(population("curly", curly) + good + either), "w.wsp", fcs)
+    evaluation = evaluate(strategy, fcs)
+    assert dict(evaluation.counts) == {"/good": 20}
+    assert strategy.unread == {"/curly"}
+    assert [one.message for one in evaluation.findings] == [
+        "Gate curly is left out: it is a curly quadrant, whose curve FlowJo does not publish; draw it as a quadrant.",
+        "Gate either is left out: it needs /curly, which is left out.",
+    ]
+
+
 def test_an_ellipse_is_the_one_of_its_foci_and_its_farthest_edge_point(fcs: FcsFile) -> None:
     def at(value: float) -> float:
         return value / 1000.0 * 256.0
