@@ -35,7 +35,7 @@ from flowmrd.gating.interop.vendor_scales import (
     diva_linear,
     diva_log,
 )
-from flowmrd.gating.interop.xml import local, parse_xml
+from flowmrd.gating.interop.xml import FreePaths, check_gates, local, parse_xml
 
 KIND = "diva"
 # Diva evaluates gates on a raster of this many channels (docs/reference/interop-vendors.md).
@@ -111,7 +111,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     reading = _Reading(
         fcs=fcs, parameters=parameters, columns=columns, compensation=compensation, findings=[*findings, *more]
     )
-    _read_gates(reading, holder, element)
+    _read_gates(reading, holder, element, name)
     return ForeignStrategy(
         source=name,
         kind=KIND,
@@ -142,7 +142,7 @@ def read_tree(data: bytes, name: str) -> tuple[Node, ...]:
     nodes = []
     for tube, specimen in _named(root, "tube"):
         holder = _gate_holder(root, tube, name)
-        elements, paths, counted = _placed(holder, tube)
+        elements, paths, counted = _placed(holder, tube, name)
         for element in elements:
             path = paths.get(element.get("fullname") or "", "")
             if not path:
@@ -395,14 +395,15 @@ def _follows(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 # ---------------------------------------------------------------------------------------------------------------- gates
 
 
-def _placed(holder: Element, tube: Element) -> tuple[list[Element], dict[str, str], bool]:
+def _placed(holder: Element, tube: Element, name: str) -> tuple[list[Element], dict[str, str], bool]:
     """Return the gates of a tube or worksheet, full name → path, and whether their stored counts are the tube's."""
     container = _child(holder, "gates")
     elements = [] if container is None else [gate for gate in container if local(gate.tag) == "gate"]
+    check_gates(len(elements), name)
     # A worksheet stores the counts of the tube that it showed last.
     counted = bool(_tube_events(holder)) and _tube_events(holder) == (_tube_events(tube) or _tube_events(holder))
     paths: dict[str, str] = {}
-    used: set[str] = set()
+    taken = FreePaths()
     for element in elements:
         full = element.get("fullname") or ""
         if element.get("type") == "EventSource_Classifier":
@@ -413,18 +414,13 @@ def _placed(holder: Element, tube: Element) -> tuple[list[Element], dict[str, st
         parent = _parent_name(element)
         label = _text(element, "name") or full.rpartition("\\")[2] or "unnamed"
         path = f"{paths.get(parent, '/' + parent.replace(chr(92), '/')) if parent else ''}/{label}"
-        number = 2
-        while path in used:
-            path = f"{path.removesuffix(f' #{number - 1}')} #{number}"
-            number += 1
-        used.add(path)
-        paths[full] = path
+        paths[full] = taken.free(path)
     return elements, paths, counted
 
 
-def _read_gates(reading: _Reading, holder: Element, tube: Element) -> None:
+def _read_gates(reading: _Reading, holder: Element, tube: Element, name: str) -> None:
     """Read all gates of a tube or worksheet."""
-    elements, paths, counted = _placed(holder, tube)
+    elements, paths, counted = _placed(holder, tube, name)
     for element in elements:
         full = element.get("fullname") or ""
         if element.get("type") in {"EventSource_Classifier", "Composite_Classifier"}:

@@ -32,7 +32,7 @@ from flowmrd.gating.interop.document import (
 )
 from flowmrd.gating.interop.expressions import Term
 from flowmrd.gating.interop.vendor_scales import BINS, FlowJoLinear, FlowJoLog, flowjo_biex
-from flowmrd.gating.interop.xml import local, parse_xml
+from flowmrd.gating.interop.xml import FreePaths, check_gates, local, parse_xml
 
 KIND = "flowjo"
 _DISPLAY = 256.0
@@ -89,7 +89,7 @@ def read_tree(data: bytes, name: str) -> tuple[Node, ...]:
     nodes = []
     for sample in _samples(root):
         label = _label(sample)
-        for element, path, _ in _walk(_sample_node(sample)):
+        for element, path, _ in _walk(_checked(_sample_node(sample), name)):
             gate = _gate_element(element)
             kind = _BOOLEAN.get(
                 local(element.tag), "" if gate is None else local(gate.tag).removesuffix("Gate").lower()
@@ -125,7 +125,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     """
     root = _workspace(data, name)
     sample = _sample_of(root, name, fcs, tube)
-    node = _sample_node(sample)
+    node = _checked(_sample_node(sample), name)
     old = _child(sample, "Transformations") is None
     findings: list[QcFinding] = []
     if old:
@@ -150,6 +150,7 @@ def read_strategy(data: bytes, name: str, fcs: FcsFile, *, tube: str | None = No
     counts_apply = True
     if next(_walk(node), None) is None:
         node, group = _group_tree(root, sample)
+        _checked(node, name)
         counts_apply = False
         if group:
             reading.findings.append(
@@ -330,24 +331,24 @@ def _group_tree(root: Element, sample: Element) -> tuple[Element | None, str]:
     return None, ""
 
 
+def _checked(node: Element | None, name: str) -> Element | None:
+    """Return a tree of gates, refused where it has more than are evaluated."""
+    if node is not None:
+        check_gates(sum(local(one.tag) in {"Population", *_BOOLEAN} for one in node.iter()), name)
+    return node
+
+
 def _walk(node: Element | None) -> Iterator[tuple[Element, str, str]]:
     """Yield (population, path, parent's path) in document order; names that repeat among siblings get a number."""
     waiting: list[tuple[Element, str]] = [] if node is None else [(node, "")]
     while waiting:
         parent, parent_path = waiting.pop()
-        used: set[str] = set()
+        taken = FreePaths()
         below = []
         # FlowJo 10 keeps children in Subpopulations, FlowJo 9 directly in the population.
         for holder in (parent, *_children(parent, "Subpopulations")):
             for child in _children(holder, "Population", *_BOOLEAN):
-                label = _name(child) or "unnamed"
-                path = f"{parent_path}/{label}"
-                number = 2
-                while path in used:
-                    path = f"{parent_path}/{label} #{number}"
-                    number += 1
-                used.add(path)
-                below.append((child, path))
+                below.append((child, taken.free(f"{parent_path}/{_name(child) or 'unnamed'}")))
         for child, path in below:
             yield child, path, parent_path
         waiting.extend(reversed(below))

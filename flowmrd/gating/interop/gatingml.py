@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
@@ -28,7 +29,7 @@ from flowmrd.gating.interop.document import (
     Scale,
 )
 from flowmrd.gating.interop.scales import ELEMENTS, PARAMETERS, scale_from
-from flowmrd.gating.interop.xml import MAX_DEPTH, local, parse_xml
+from flowmrd.gating.interop.xml import MAX_DEPTH, FreePaths, check_gates, local, parse_xml
 
 _STANDARD = "http://www.isac-net.org/std/Gating-ML/"
 GATING = _STANDARD + "v2.0/gating"
@@ -114,6 +115,7 @@ class _Reader:
         elements = list(_elements(root))
         self._read_definitions(elements)
         self.raws = list(self._raw_gates(elements))
+        check_gates(len(self.raws), source)
         self.by_id: dict[str, list[int]] = {}
         for place, raw in enumerate(self.raws):
             self.by_id.setdefault(raw.id, []).append(place)
@@ -236,34 +238,29 @@ class _Reader:
         raw = self.raws[place]
         if not raw.parent_id:
             return None
-        found = [other for other in self.by_id.get(raw.parent_id, ()) if other != place]
-        if len(found) > 1:
-            # The standard wants ids to be unique; where they repeat, documents are written depth first.
-            before = [other for other in found if other < place]
-            return before[-1] if before else found[0]
-        if found:
-            return found[0]
-        # Only the gate itself has that id: a circle of one.
-        return place if raw.parent_id in self.by_id else None
+        found = self.by_id.get(raw.parent_id)
+        if found is None:
+            return None
+        # The standard wants ids to be unique; where they repeat, documents are written depth first: the last one before
+        # this gate, else the first after it. Where only the gate itself has that id, it is a circle of one.
+        before = bisect_left(found, place)
+        after = before + (before < len(found) and found[before] == place)
+        return found[before - 1] if before else found[after] if after < len(found) else place
 
     def _paths(self) -> list[str]:
         """Return each gate's path; parents that are not there, or that run in a circle, leave their gates out."""
         paths: list[str] = []
-        seen: set[str] = set()
+        taken = FreePaths("#")
         reasons: dict[int, str] = {}
         for place, raw in enumerate(self.raws):
             chain = [place]
-            while (parent := self.parents[chain[-1]]) is not None and parent not in chain and len(chain) < MAX_DEPTH:
+            met = {place}
+            while (parent := self.parents[chain[-1]]) is not None and parent not in met and len(chain) < MAX_DEPTH:
                 chain.append(parent)
+                met.add(parent)
             names = ["/".join(filter(None, (self.raws[one].within, self.raws[one].name))) for one in reversed(chain)]
-            path = "/" + "/".join(names)
-            number = 2
-            while path in seen:
-                path = f"{'/' + '/'.join(names)}#{number}"
-                number += 1
-            seen.add(path)
-            paths.append(path)
-            if parent is not None and parent not in chain:
+            paths.append(taken.free("/" + "/".join(names)))
+            if parent is not None and parent not in met:
                 reasons[place] = f"it has more than {MAX_DEPTH - 1} ancestors"
             elif parent is not None:
                 circle = [*chain[chain.index(parent) :], parent]

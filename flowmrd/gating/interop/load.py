@@ -12,9 +12,8 @@ from flowmrd.errors import InputError
 from flowmrd.fcs import FcsFile
 from flowmrd.gating.interop.document import ForeignStrategy
 from flowmrd.gating.interop.gatingml import GATING
-from flowmrd.gating.interop.xml import ZIP_START, local, outermost, read_document
+from flowmrd.gating.interop.xml import ZIP_START, check_gates, local, outermost, read_document
 
-MAX_GATES = 10_000
 _XML_STARTS = (b"<", b"\xef\xbb\xbf<", b"\xff\xfe<", b"\xfe\xff\x00<")
 _ROOTS = {"Workspace": "flowjo", "bdfacs": "diva"}
 _OPENCYTO_COLUMNS = {"alias", "pop", "parent", "dims", "gating_method"}
@@ -45,20 +44,17 @@ def load_strategy(path: Path, fcs: FcsFile, *, tube: str | None = None) -> Forei
     if kind == "opencyto":
         return _placed(data, path.name, fcs)
     strategy = reader_of(kind)(data, path.name, fcs, tube=tube)
-    if len(strategy.gates) > MAX_GATES:
-        raise InputError(
-            f"the document has {len(strategy.gates):,} gates, more than the {MAX_GATES:,} that are evaluated",
-            source=path.name,
-        )
+    check_gates(len(strategy.gates), path.name)
     return strategy
 
 
 def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
     """Place the methods of an openCyto template on the file; what they find are the gates."""
-    from flowmrd.cytometry.events import EventSource, resolve_panel
+    from flowmrd.cytometry.events import EventSource
     from flowmrd.gating.engine import apply_template
+    from flowmrd.gating.gates import Nothing
     from flowmrd.gating.interop.export import strategy_of
-    from flowmrd.gating.interop.opencyto import convert
+    from flowmrd.gating.interop.opencyto import convert, panel_of
     from flowmrd.gating.template import load_template
 
     text, findings = convert(data, name, fcs)
@@ -66,16 +62,21 @@ def _placed(data: bytes, name: str, fcs: FcsFile) -> ForeignStrategy:
         path = Path(folder) / "opencyto.toml"
         path.write_text(text, encoding="utf-8")
         template = load_template(path)
-    panel = resolve_panel(template.channel, fcs.channels, tube=name)
+    panel = panel_of(template.channel, fcs, tube=name)
     source = EventSource(fcs, panel, template.channel, spillover=fcs.spillover)
     result = apply_template(source, template)
     strategy = strategy_of(result, source, fcs)
-    # The converter keeps a row that has no counterpart as a population that counts nothing; here it is no gate.
-    lost = {
-        one.path
-        for row, one in zip(template.population, strategy.gates, strict=True)
-        if row.purpose.startswith("NOT MAPPED")
-    }
+    # The converter keeps a row that has no counterpart as a population that counts nothing, and so does the engine one
+    # whose cut is not found; here they are no gates, and what needs them is left out too.
+    lost: set[str] = set()
+    below: set[str] = set()
+    for row, one in zip(template.population, strategy.gates, strict=True):
+        if row.purpose.startswith("NOT MAPPED"):
+            lost.add(one.path)
+        elif one.parent in lost or one.parent in below:
+            below.add(one.path)
+        elif isinstance(one.gate, Nothing):
+            lost.add(one.path)
     return replace(
         strategy,
         source=name,

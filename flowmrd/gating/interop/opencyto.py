@@ -13,16 +13,16 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.events import EventSource, MarkerSpec, resolve_panel
+from flowmrd.cytometry.events import EventSource, MarkerSpec, Panel, resolve_panel
 from flowmrd.errors import InputError, Level, QcFinding
-from flowmrd.fcs import FcsFile
+from flowmrd.fcs import Channel, FcsFile
 from flowmrd.gating.interop.document import ForeignStrategy
 from flowmrd.gating.interop.expressions import Term, parse_expression
 
@@ -159,7 +159,35 @@ def convert(data: bytes, name: str, fcs: FcsFile | None = None) -> tuple[str, tu
             + ": check it.",
             "channel",
         )
-    return _toml(building, widths), tuple(building.findings)
+    detectors = {} if fcs is None else _detectors(building.channels.values(), fcs)
+    return _toml(building, widths, detectors), tuple(building.findings)
+
+
+def panel_of(specs: Sequence[MarkerSpec], fcs: FcsFile, *, tube: str) -> Panel:
+    """Find the channel of each axis: its name ($PnN) in full as openCyto takes it, else its stain as we do.
+
+    Raises
+    ------
+    PanelMismatchError
+        As `resolve_panel`, of the axes that are no channel's name.
+    """
+    named = _detectors([spec.marker for spec in specs], fcs)
+    panel = resolve_panel([spec for spec in specs if spec.marker not in named], fcs.channels, tube=tube)
+    channels = {**panel.channels, **named}
+    return replace(panel, channels={one.marker: channels[one.marker] for one in specs if one.marker in channels})
+
+
+def _detectors(markers: Iterable[str], fcs: FcsFile) -> dict[str, Channel]:
+    """Return the channels that axes name by `$PnN`; flowWorkspace marks compensated ones as `<PE-A>` or `Comp-PE-A`."""
+    found = {}
+    for marker in markers:
+        bare = marker[1:-1] if marker.startswith("<") and marker.endswith(">") else marker
+        for name in (bare, bare.removeprefix("Comp-")):
+            hits = [one for one in fcs.channels if one.pnn.casefold() == name.casefold()]
+            if len(hits) == 1:
+                found[marker] = hits[0]
+                break
+    return found
 
 
 def _widths(markers: Sequence[str], name: str, fcs: FcsFile) -> dict[str, float]:
@@ -168,7 +196,7 @@ def _widths(markers: Sequence[str], name: str, fcs: FcsFile) -> dict[str, float]
     `W = (M - log10(T / |r|)) / 2` (Parks et al. 2006).
     """
     specs = [MarkerSpec(marker=marker, aliases=(marker,), transform=dict(_LINEAR)) for marker in markers]
-    source = EventSource(fcs, resolve_panel(specs, fcs.channels, tube=name), specs, spillover=fcs.spillover)
+    source = EventSource(fcs, panel_of(specs, fcs, tube=name), specs, spillover=fcs.spillover)
     negative: dict[str, list[NDArray[np.float64]]] = {marker: [] for marker in markers}
     for _, block in source.blocks(markers):
         for marker in markers:
@@ -939,7 +967,7 @@ def _literal(value: object) -> str:
     return repr(value)
 
 
-def _toml(building: _Building, widths: Mapping[str, float]) -> str:
+def _toml(building: _Building, widths: Mapping[str, float], detectors: Mapping[str, Channel]) -> str:
     stem = building.name.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or building.name
     identity = re.sub(r"[^a-z0-9]+", "-", stem.casefold()).strip("-") or "opencyto"
     lines = [
@@ -958,7 +986,10 @@ def _toml(building: _Building, widths: Mapping[str, float]) -> str:
             if _linear(marker)
             else {"kind": "logicle", "T": "range", "W": widths.get(marker, _WIDTH), "M": _DECADES, "A": 0.0}
         )
-        lines += ["[[channel]]", f"marker = {_literal(marker)}", f'role = "{role}"', f"aliases = [{_literal(marker)}]"]
+        # Templates know fluorescence by its stain, where the channel has one.
+        label = "" if marker not in detectors else (detectors[marker].pns.strip() or detectors[marker].pnn)
+        aliases = tuple(dict.fromkeys(filter(None, (marker, label))))
+        lines += ["[[channel]]", f"marker = {_literal(marker)}", f'role = "{role}"', f"aliases = {_literal(aliases)}"]
         lines += ["transform = { " + ", ".join(f"{key} = {_literal(value)}" for key, value in scale.items()) + " }", ""]
     for one in building.populations:
         lines += ["[[population]]", f"name = {_literal(one.name)}"]

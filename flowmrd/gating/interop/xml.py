@@ -23,6 +23,7 @@ ZIP_START = b"PK\x03\x04"
 MAX_DEPTH = 256
 MAX_ATTRIBUTES = 256
 MAX_ELEMENTS = 2_000_000
+MAX_GATES = 10_000
 
 _SEPARATOR = "}"
 
@@ -166,6 +167,38 @@ def _parse(data: bytes, name: str, on_first: Callable[[str], None] | None) -> El
 
 def _qualified(tag: str) -> str:
     return "{" + tag if _SEPARATOR in tag else tag
+
+
+def check_gates(count: int, name: str) -> None:
+    """Refuse more gates than are evaluated, before paths and references are worked out.
+
+    Raises
+    ------
+    InputError
+        There are more than `MAX_GATES`.
+    """
+    if count > MAX_GATES:
+        raise InputError(
+            f"the document has {count:,} gates, more than the {MAX_GATES:,} that are evaluated", source=name
+        )
+
+
+class FreePaths:
+    """Hands out each path once: one that is taken gets ` #2`, ` #3` …; a flood of one name costs no more than others."""
+
+    def __init__(self, mark: str = " #") -> None:
+        self._mark = mark
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
+
+    def free(self, path: str) -> str:
+        """Return the path, or the first numbered one that is free, and take it."""
+        found, number = path, self._next.get(path, 2)
+        while found in self._taken:
+            found, number = f"{path}{self._mark}{number}", number + 1
+        self._next[path] = number
+        self._taken.add(found)
+        return found
 
 
 def local(tag: str) -> str:

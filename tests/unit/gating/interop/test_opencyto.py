@@ -415,3 +415,49 @@ def test_logicle_widths_come_from_the_files_compensated_negatives(tmp_path: Path
     assert "W from the file's negative values (CD20 0.78)" in findings[-1].message
     text, _ = opencyto.convert(rows.encode(), "t.csv")
     assert "W = 1.0" in text
+
+
+@pytest.fixture
+def two_dyes(tmp_path: Path) -> FcsFile:
+    """Three thousand events, a third of them bright in PE; only the detectors' names are short."""
+    rng = np.random.default_rng(4)
+    bright = np.where(np.arange(3000) % 3 == 0, 20000.0, 0.0)
+    table = [rng.normal(1e5, 1e4, 3000), bright + rng.normal(0, 200, 3000), rng.normal(0, 200, 3000)]
+    channels = [
+        Channel(index=0, pnn="FSC-A", range=262144.0),
+        Channel(index=1, pnn="PE-A", pns="CD19", range=262144.0),
+        Channel(index=2, pnn="APC-A", pns="CD3", range=262144.0),
+    ]
+    write_fcs(tmp_path / "two.fcs", table, channels)
+    return read_fcs(tmp_path / "two.fcs")
+
+
+@pytest.mark.parametrize("name", ["CD19", "PE-A", "<PE-A>", "Comp-PE-A"])
+def test_an_axis_is_a_stain_or_the_name_of_a_channel(tmp_path: Path, two_dyes: FcsFile, name: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{HEAD}\nbright,+,root,{name},mindensity,,,,,\n", encoding="utf-8")
+    assert dict(evaluate(load_strategy(path, two_dyes), two_dyes).counts) == {"/bright": 1000}
+    # As a template the stain stands beside it, by which our templates know fluorescence.
+    text, _ = opencyto.convert(path.read_bytes(), path.name, two_dyes)
+    (tmp_path / "t.toml").write_text(text, encoding="utf-8")
+    template = load_template(tmp_path / "t.toml")
+    panel = resolve_panel(template.channel, two_dyes.channels, tube="t")
+    assert panel.channels[template.channel[0].marker].pnn == "PE-A"
+
+
+def test_a_method_that_finds_nothing_on_this_file_is_left_out_with_what_needs_it(
+    tmp_path: Path, two_dyes: FcsFile
+) -> None:
+    path = tmp_path / "t.csv"
+    rows = ("dim,+,root,CD3,mindensity", "child,+,dim,CD19,mindensity", "grandchild,+,child,FSC-A,mindensity")
+    path.write_text("\n".join((HEAD, *(f"{row},,,,," for row in rows), "bright,+,root,CD19,mindensity,,,,,")))
+    strategy = load_strategy(path, two_dyes)
+    evaluation = evaluate(strategy, two_dyes)
+    assert dict(evaluation.counts) == {"/bright": 1000}
+    assert strategy.unread == {"/dim"}
+    told = [one.message for one in evaluation.findings if one.level == "warning"]
+    assert told[0].startswith("dim could not be evaluated and counts nothing: valley: no density valley of CD3")
+    assert told[1:] == [
+        "Gate child is left out: it needs /dim, which is left out.",
+        "Gate grandchild is left out: it needs child, which is left out.",
+    ]

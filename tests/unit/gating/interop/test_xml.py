@@ -9,7 +9,8 @@ import pytest
 
 from flowmrd.errors import InputError
 from flowmrd.gating.interop.load import detect
-from flowmrd.gating.interop.xml import MAX_BYTES, MAX_DEPTH, outermost, parse_xml, read_document
+from flowmrd.gating.interop.tree import read_tree
+from flowmrd.gating.interop.xml import MAX_BYTES, MAX_DEPTH, FreePaths, outermost, parse_xml, read_document
 
 BOMB = (
     '<?xml version="1.0"?><!DOCTYPE bomb [<!ENTITY a "ha">'
@@ -96,3 +97,33 @@ def test_what_is_no_gate_document_is_refused_with_what_was_expected(data: bytes,
         detect(data, "some.file")
     assert message in str(caught.value)
     assert "Gating-ML 2.0" in str(caught.value)
+
+
+GML = 'xmlns:g="http://www.isac-net.org/std/Gating-ML/v2.0/gating"'
+FLOODS = {
+    "Gating-ML": (f"<g:Gating-ML {GML}>", '<g:RectangleGate g:id="A" g:parent_id="A"/>', "</g:Gating-ML>"),
+    "FlowJo": (
+        '<Workspace><SampleList><Sample><SampleNode name="s"><Subpopulations>',
+        '<Population name="p"/>',
+        "</Subpopulations></SampleNode></Sample></SampleList></Workspace>",
+    ),
+    "FACSDiva": (
+        '<bdfacs><experiment><specimen><tube name="t"><gates>',
+        '<gate fullname="a"><name>x</name></gate>',
+        "</gates></tube></specimen></experiment></bdfacs>",
+    ),
+}
+
+
+@pytest.mark.parametrize("program", FLOODS)
+def test_a_flood_of_gates_is_refused_before_their_paths_are_worked_out(program: str, tmp_path: Path) -> None:
+    start, one, end = FLOODS[program]
+    path = tmp_path / "flood.xml"
+    path.write_text(start + one * 20_000 + end, encoding="utf-8")
+    with pytest.raises(InputError, match=r"flood.xml: the document has 20,000 gates, more than the 10,000 that are"):
+        read_tree(path)
+
+
+def test_names_that_repeat_are_numbered_and_every_path_is_given_once() -> None:
+    paths = FreePaths()
+    assert [paths.free(path) for path in ("/a", "/a", "/a #3", "/a", "/b")] == ["/a", "/a #2", "/a #3", "/a #4", "/b"]
