@@ -344,11 +344,10 @@ def _walk(node: Element | None) -> Iterator[tuple[Element, str, str]]:
     while waiting:
         parent, parent_path = waiting.pop()
         taken = FreePaths()
-        below = []
         # FlowJo 10 keeps children in Subpopulations, FlowJo 9 directly in the population.
-        for holder in (parent, *_children(parent, "Subpopulations")):
-            for child in _children(holder, "Population", *_BOOLEAN):
-                below.append((child, taken.free(f"{parent_path}/{_name(child) or 'unnamed'}")))
+        holders = (parent, *_children(parent, "Subpopulations"))
+        children = [child for holder in holders for child in _children(holder, "Population", *_BOOLEAN)]
+        below = [(child, taken.free(f"{parent_path}/{_name(child) or 'unnamed'}")) for child in children]
         for child, path in below:
             yield child, path, parent_path
         waiting.extend(reversed(below))

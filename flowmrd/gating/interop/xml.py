@@ -184,7 +184,7 @@ def check_gates(count: int, name: str) -> None:
 
 
 class FreePaths:
-    """Hands out each path once: one that is taken gets ` #2`, ` #3` …; a flood of one name costs no more than others."""
+    """Hands out each path once: one that is taken gets ` #2`, ` #3` …, also in a flood of one name without delay."""
 
     def __init__(self, mark: str = " #") -> None:
         self._mark = mark
