@@ -6,10 +6,13 @@
    a larger one to the rest, and the sample's own ratio joins z. So a group pulls in its paler members and sheds strays.
 3. Groups of the rest that are far more abundant than in any normal are put forward as well.
 4. Every group is judged by a logistic model on what it looks like: accepted, under review, or not a finding.
+5. An accepted group grows once more, by this sample alone: what was learnt from other patients decided that there is
+   leukemia, the sample's own density then decides which events belong to it. The grown group is judged again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +31,13 @@ _OWN_SHARE = 0.5
 _RATIO_BOUND = 15.0
 # From so many events on a second, third … group of blasts is looked for.
 _MORE_COMPONENTS = (60.0, 300.0, 700.0, 2000.0)
+# Growing an accepted group: weight of other patients' ratios beside the sample's own, components of its surroundings,
+# EM steps, events that the prior on a covariance is worth, and the width of that prior (standardised units).
+_REGROW_RATIO = 0.25
+_REGROW_BACKGROUND = 24
+_REGROW_STEPS = 6
+_REGROW_STRENGTH = 15.0
+_WIDE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +163,7 @@ def _grow(
     )
     x, own, seen = z[rows], ratio[rows], probability[rows]
     d = z.shape[1]
-    wide = np.eye(d) * 0.05
+    wide = np.eye(d) * _WIDE
     background = fit_mixture(x, weight * (1.0 - seen), 16, prior=np.eye(d) / 16, strength=20.0, iterations=12, rng=rng)
     seen = _with_abundant(x, weight, seen, own, background, densities, nucleated)
     if (weight * seen).sum() < _FEWEST:
@@ -237,37 +247,176 @@ def _groups(
         return ()
     owner = log_components(z[called], blast).argmax(axis=1)
     owner = _joined(blast)[owner]
-    usual = np.median(0.5 * np.linalg.slogdet(densities.normal.covariance)[1])
-    groups = []
-    for k in np.unique(owner):
-        rows = called[owner == k]
-        mine = z[rows].astype(np.float64)
-        mean = mine.mean(axis=0)
-        spread = mine - mean
-        covariance = (spread.T @ spread + 5.0 * np.eye(z.shape[1]) * 0.05) / (len(rows) + 5.0)
-        own = Mixture(weight=np.ones(1), mean=mean[None], covariance=covariance[None])
-        over = abundance(z[rows], log_density(z[rows], own), float(len(rows)), nucleated, densities)
-        r = ratio[rows]
-        groups.append(
-            Group(
-                members=rows,
-                events=float(probability[rows].sum()),
-                mean=mean,
-                covariance=covariance,
-                features=np.array(
-                    [
-                        np.log10(max(len(rows), 1)),
-                        r.mean(),
-                        np.quantile(r, 0.25),
-                        float(np.clip(over.mean(), -10.0, 20.0)),
-                        np.log10(len(rows) / len(z)),
-                        0.5 * np.linalg.slogdet(covariance)[1] - usual,
-                        np.log10(len(rows) / nucleated),
-                    ]
-                ),
-            )
+    usual = _usual_volume(densities)
+    return tuple(
+        _group(called[owner == k], z, ratio, probability, usual, densities, nucleated) for k in np.unique(owner)
+    )
+
+
+def _group(
+    rows: NDArray[np.intp],
+    z: F32,
+    ratio: F64,
+    probability: F64,
+    usual: float,
+    densities: Densities,
+    nucleated: int,
+) -> Group:
+    mine = z[rows].astype(np.float64)
+    mean = mine.mean(axis=0)
+    spread = mine - mean
+    covariance = (spread.T @ spread + 5.0 * np.eye(z.shape[1]) * _WIDE) / (len(rows) + 5.0)
+    own = Mixture(weight=np.ones(1), mean=mean[None], covariance=covariance[None])
+    over = abundance(z[rows], log_density(z[rows], own), float(len(rows)), nucleated, densities)
+    r = ratio[rows]
+    return Group(
+        members=rows,
+        events=float(probability[rows].sum()),
+        mean=mean,
+        covariance=covariance,
+        features=np.array(
+            [
+                np.log10(max(len(rows), 1)),
+                r.mean(),
+                np.quantile(r, 0.25),
+                float(np.clip(over.mean(), -10.0, 20.0)),
+                np.log10(len(rows) / len(z)),
+                0.5 * np.linalg.slogdet(covariance)[1] - usual,
+                np.log10(len(rows) / nucleated),
+            ]
+        ),
+    )
+
+
+def _usual_volume(densities: Densities) -> float:
+    return float(np.median(0.5 * np.linalg.slogdet(densities.normal.covariance)[1]))
+
+
+def regrow(
+    x: F32,
+    found: Search,
+    starts: Sequence[Group],
+    *,
+    model: ScoreModel,
+    features: tuple[int, ...],
+    nucleated: int,
+    seed: int,
+    draws: int = 6000,
+) -> tuple[Group | None, ...]:
+    """Let accepted groups grow by the density of this sample, each start for itself.
+
+    Parameters
+    ----------
+    x, model, features, nucleated, seed, draws : as in `search`
+    found : what `search` found in `x`
+    starts : the groups to grow
+
+    Returns
+    -------
+    For each start the grown group; `None` where it lost all its events to another or to the surroundings.
+    """
+    if not starts:
+        return ()
+    rng = np.random.default_rng(seed)
+    densities = model.densities[features]
+    z = ((x[:, list(features)] - densities.centre) / densities.scale).astype(np.float32)
+    posterior = _grown(z, found.ratio, [one.members for one in starts], rng, draws)
+    total = posterior.sum(axis=1)
+    owner = np.where(total > 0.5, posterior.argmax(axis=1), -1)
+    usual = _usual_volume(densities)
+    grown: list[Group | None] = []
+    for k in range(len(starts)):
+        rows = np.flatnonzero(owner == k)
+        grown.append(_group(rows, z, found.ratio, total, usual, densities, nucleated) if rows.size else None)
+    return tuple(grown)
+
+
+def _grown(z: F32, ratio: F64, starts: Sequence[NDArray[np.intp]], rng: np.random.Generator, draws: int) -> F64:
+    """Return the probability of each event to belong to each start, (n, starts)."""
+    size, d = z.shape
+    inside = np.zeros(size, np.bool_)
+    means, covariances = [], []
+    for rows in starts:
+        inside[rows] = True
+        points = z[rows].astype(np.float64)
+        means.append(points.mean(axis=0))
+        spread = points - means[-1]
+        prior = 2.0 * _REGROW_STRENGTH * _WIDE * np.eye(d)
+        covariances.append((spread.T @ spread + prior) / (len(rows) + _REGROW_STRENGTH))
+    blast = Mixture(
+        weight=np.array([len(rows) / size for rows in starts]), mean=np.array(means), covariance=np.array(covariances)
+    )
+    # The neighbourhood in full, the rest as a draw: a small group must not be lost in it.
+    nearest = log_components(z, blast).max(axis=1)
+    reach = int(min(size, max(4 * inside.sum(), 4000)))
+    close = inside.copy()
+    close[np.argsort(-nearest, kind="stable")[:reach]] = True
+    groups = [np.flatnonzero(close), np.flatnonzero(~close)]
+    drawn = [rows if len(rows) <= draws else np.sort(rng.choice(rows, draws, replace=False)) for rows in groups]
+    chosen = np.concatenate(drawn)
+    weight = np.concatenate(
+        [np.full(len(some), len(every) / max(len(some), 1)) for every, some in zip(groups, drawn, strict=True)]
+    )
+    x, own = z[chosen], ratio[chosen]
+    prior = np.eye(d) / _REGROW_BACKGROUND
+    background: Mixture | None = None
+    # What lies within a start's own width may be its members: were it left to the surroundings, a component of theirs
+    # would settle on it and keep it.
+    seen = np.maximum(inside[chosen], _within(x, blast)).astype(np.float64)
+    for step in range(_REGROW_STEPS + 1):
+        background = fit_mixture(
+            x,
+            weight * np.clip(1.0 - seen, 0.0, 1.0) + 1e-9,
+            _REGROW_BACKGROUND,
+            prior=prior,
+            strength=20.0,
+            iterations=4 if step else 10,
+            rng=rng,
+            start=background,
         )
-    return tuple(groups)
+        if step == _REGROW_STEPS:
+            break
+        belong = _belonging(x, own, blast, background)
+        mass = np.maximum((belong * weight[:, None]).sum(axis=0), 1.0)
+        mean = (belong * weight[:, None]).T @ x / mass[:, None]
+        covariance = np.empty((len(mass), d, d))
+        for k in range(len(mass)):
+            spread = x - mean[k]
+            measured = (spread * (belong[:, k] * weight)[:, None]).T @ spread / mass[k]
+            drawn_to = 0.5 * measured + _WIDE * np.eye(d)
+            covariance[k] = (measured * mass[k] + _REGROW_STRENGTH * drawn_to) / (mass[k] + _REGROW_STRENGTH)
+        share = mass / size
+        blast = Mixture(weight=share * min(1.0, 0.97 / share.sum()), mean=mean, covariance=covariance)
+        seen = belong.sum(axis=1)
+    assert background is not None
+    out = np.empty((size, len(starts)))
+    for start in range(0, size, 65536):
+        part = slice(start, start + 65536)
+        out[part] = _belonging(z[part], ratio[part], blast, background)
+    return out
+
+
+def _within(x: F32, blast: Mixture) -> NDArray[np.bool_]:
+    """Say which events lie where most of a component's events do (mean and two deviations of their distance)."""
+    d = x.shape[1]
+    near = np.zeros(len(x), np.bool_)
+    for mean, covariance in zip(blast.mean, blast.covariance, strict=True):
+        delta = x - mean
+        near |= np.einsum("ni,ni->n", delta, np.linalg.solve(covariance, delta.T).T) < d + 2.0 * np.sqrt(2.0 * d)
+    return near
+
+
+def _belonging(x: F32, ratio: F64, blast: Mixture, background: Mixture) -> F64:
+    """Return the probability of each event under each component beside the background, (n, k)."""
+    around = np.logaddexp(log_density(x, background), np.log(1e-7))
+    unweighted = Mixture(weight=np.ones(blast.components), mean=blast.mean, covariance=blast.covariance)
+    own = np.clip(log_components(x, unweighted) - around[:, None], -2.0 * _RATIO_BOUND, 2.0 * _RATIO_BOUND)
+    logit = np.log(blast.weight) + own + _REGROW_RATIO * ratio[:, None]
+    top = np.maximum(logit.max(axis=1), 0.0)
+    share = np.exp(logit - top[:, None])
+    rest = np.exp(np.log(max(1e-6, 1.0 - float(blast.weight.sum()))) - top)
+    belong: F64 = share / (share.sum(axis=1) + rest)[:, None]
+    return belong
 
 
 def _joined(blast: Mixture) -> NDArray[np.intp]:

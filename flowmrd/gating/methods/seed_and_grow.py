@@ -8,7 +8,7 @@ the same search left for a person to judge.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from flowmrd.errors import GatingError, PanelMismatchError
 from flowmrd.gating.detection.align import Control, on_features
-from flowmrd.gating.detection.grow import Group, Search, search, settle
+from flowmrd.gating.detection.grow import Group, Search, regrow, search, settle
 from flowmrd.gating.detection.own import OwnPhenotype, OwnSearch, search_own
 from flowmrd.gating.detection.storage import Reference
 from flowmrd.gating.gates import Gate
@@ -327,16 +327,14 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         nucleated=prepared.nucleated,
         seed=prepared.seed,
     )
-    judge = reference.learnt.judge
     groups = []
     accepted, review = np.zeros(len(x), np.bool_), np.zeros(len(x), np.bool_)
-    for group in found.groups:
-        probability = judge.probability(group.features)
-        status = "accepted" if probability >= max(judge.accept, params.accept) else "rejected"
+    for group, probability in _judged(found, prepared, params):
+        status = "accepted" if probability >= _accept(reference, params) else "rejected"
         mature = _mature(x[group.members], reference.features, params)
         if status == "accepted" and _is_mature(x[group.members], reference.features, params):
             status = "review" if len(group.members) >= params.least else "rejected"
-        if status == "rejected" and probability >= judge.review and len(group.members) >= params.least:
+        if status == "rejected" and probability >= reference.learnt.judge.review and len(group.members) >= params.least:
             status = "review"
         if status == "accepted":
             accepted[group.members[~mature]] = True
@@ -394,6 +392,48 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         extra=detection,
         note=f"reference {reference.name} ({reference.digest[:12]}), {kept} of {len(groups)} groups accepted",
     )
+
+
+def _accept(reference: Reference, params: SeedAndGrowParams) -> float:
+    return max(reference.learnt.judge.accept, params.accept)
+
+
+def _judged(found: Search, prepared: Prepared, params: SeedAndGrowParams) -> list[tuple[Group, float]]:
+    """Judge each group; an accepted one grows by this sample's own density, where it is still accepted after that.
+
+    What it had is kept: growing may add the paler members of a group, the first search was sure of the others. An event
+    that two groups reach for belongs to the one that the sample's density gives it to.
+    """
+    reference = prepared.reference
+    judge, accept = reference.learnt.judge, _accept(reference, params)
+    judged = [(group, judge.probability(group.features)) for group in found.groups]
+    starts = [i for i, (_, probability) in enumerate(judged) if probability >= accept]
+    grown = regrow(
+        prepared.full,
+        found,
+        [judged[i][0] for i in starts],
+        model=reference.learnt.model,
+        features=prepared.pattern,
+        nucleated=prepared.nucleated,
+        seed=prepared.seed,
+    )
+    taken = np.full(len(prepared.full), -1)
+    for i, (group, _) in enumerate(judged):
+        taken[group.members] = i
+    for i, larger in zip(starts, grown, strict=True):
+        if larger is None:
+            continue
+        probability = judge.probability(larger.features)
+        if probability >= accept:
+            free = (taken[larger.members] < 0) | ~np.isin(taken[larger.members], starts)
+            taken[larger.members[free]] = i
+            judged[i] = (larger, probability)
+    out = []
+    for i, (group, probability) in enumerate(judged):
+        members = np.flatnonzero(taken == i)
+        if members.size:
+            out.append((replace(group, members=members), probability))
+    return out
 
 
 def _own(
