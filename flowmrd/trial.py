@@ -211,15 +211,17 @@ def conclude(inputs: Inputs, results: Iterable[AcquisitionResult]) -> Trial:
         if result.point is not None and result.subject:
             points.append((result.subject, result.course, result.point))
     criteria, before = inputs.criteria, inputs.baseline
-    table, samples = inputs.table, {}
+    table = inputs.table
+    samples: dict[int, Measured] = {}
     if not inputs.completed:
         completed = with_measurements(table, measured, criteria.visits)
         table, samples = completed.table, dict(completed.samples)
     else:
         by_name = {one.acquisition: one for one in measured}
-        for row in table.assessments:
-            if (name := row.sources.get("mrd_events", "")) in by_name:
-                samples[row.row] = by_name[name]
+        samples = {one.row: by_name[name] for one in table.assessments if (name := _source(one)) in by_name}
+        named = {row: f"{one.denominator} cells" for row, one in samples.items() if one.usable}
+        rows = tuple(replace(one, denominator=named.get(one.row, "")) for one in table.assessments)
+        table = replace(table, assessments=rows)
     not_infused = () if before is None else before.not_infused
     outcomes = outcomes_of(
         table,
@@ -262,7 +264,7 @@ def _measured(result: AcquisitionResult) -> Iterator[Measured]:
     contract = _contract()
     if result.specimen_type != contract["specimen_type"] or result.study_day is None:
         return
-    for row in result.measurements:
+    for row, wording in zip(result.measurements, result.wording, strict=True):
         if row.analyte != contract["analyte"]:
             continue
         antigen = next(
@@ -283,6 +285,7 @@ def _measured(result: AcquisitionResult) -> Iterator[Measured]:
             mrd_neg_1e4=row.mrd_neg_1e4,
             call=row.call,
             withheld=result.withheld,
+            wording=wording,
             text=f"{result.file_name}, SHA-256 {result.file_sha256 or 'unknown'}; template {result.tube} "
             f"{result.template_version} ({result.template_digest}); flowmrd {__version__}",
         )

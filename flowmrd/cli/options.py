@@ -144,7 +144,9 @@ def execute(
     if options["report"]:
         from flowmrd.reporting.report import render_report
 
-        page = render_report(outcome.results, outcome.record, out / "report", single_file=options["single_file"])
+        page = render_report(
+            outcome.results, outcome.record, out / "report", single_file=options["single_file"], trial=outcome.trial
+        )
     failed = [done for done in outcome.done if done.failed]
     qc_failed = [done for done in outcome.done if done.qc == "FAIL"]
     click.echo(f"{len(outcome.done) - len(failed)} of {len(outcome.done)} acquisitions assessed; results in {out}")

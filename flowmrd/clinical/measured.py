@@ -48,7 +48,7 @@ class Measured:
 
     `events` of `denominator_events` cells of the population `denominator`; both are `None` where the acquisition could
     not be assessed. `target_positive` of `target_cells` blasts have the therapy's target. `withheld` says why no result
-    may be taken from the sample. `text` names file, digest, template and software, for the record.
+    may be taken from the sample. `wording` is the result in words; `text` names file, digest, template and software.
     """
 
     acquisition: str
@@ -64,6 +64,7 @@ class Measured:
     mrd_neg_1e4: str
     call: str
     withheld: tuple[str, ...]
+    wording: str
     text: str
 
     @property

@@ -21,7 +21,7 @@ CLEAN = {
 NEGATIVE = Measured(
     acquisition="a1", subject="P", study_day=28, denominator="viable", events=0, denominator_events=300_000,
     target_independent=True, target_positive=None, target_cells=0, category="UNDETECTED", mrd_neg_1e4="Y",
-    call="not_detected", withheld=(), text="a1.fcs",
+    call="not_detected", withheld=(), wording="", text="a1.fcs",
 )  # fmt: skip
 POSITIVE = replace(
     NEGATIVE,
