@@ -15,7 +15,7 @@ from flowmrd.errors import SettingsError
 @click.option(
     "--demo",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the demo subject, five marrows and a course of CAR-T tubes, with a manifest, into this folder.",
+    help="Write the demo subject, five marrows and a course of CAR-T tubes, with manifest and clinical tables, here.",
 )
 @click.option(
     "--subject",
@@ -187,9 +187,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
 def _subject(document: Path | None, folder: Path, *, reuse: Path | None, jobs: int) -> None:
     from flowmrd.simulation import demo_subject, load_subject, write_subject
+    from flowmrd.simulation.subject import write_demo_tables
 
     subject = load_subject(document) if document is not None else demo_subject()
     click.echo(write_subject(subject, folder, reuse=reuse, jobs=jobs, report=click.echo))
+    if document is None:
+        click.echo(write_demo_tables(folder))
 
 
 def _course(kind: str, seed: int, folder: Path, *, events: int | None, lab: str, reuse: Path | None, jobs: int) -> None:

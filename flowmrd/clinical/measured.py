@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from flowmrd.clinical.response import ResponseCall
-from flowmrd.clinical.rules import NOT_DONE, Visit
+from flowmrd.clinical.rules import Visit
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient
 from flowmrd.errors import Level, QcFinding
+from flowmrd.quantification.rare_events import Category
 
 # What a run measures of a marrow; a table for `flowmrd run` need not have these columns.
 MEASURED_COLUMNS = ("mrd_events", "mrd_denominator", "cd19_indep_gating", "blast_cd19_pos_pct")
@@ -146,7 +147,7 @@ def agreement(calls: Sequence[ResponseCall], samples: Mapping[int, Measured]) ->
             continue
         ours = (call.mrd.category.value, call.mrd.mrd_neg_1e4.value)
         # A lineage switch is the table's to say; the measurement cannot know it.
-        switched = call.mrd.category.value == "UNDETECTED_GATING_INADEQUATE" and sample.target_independent
+        switched = call.mrd.category is Category.UNDETECTED_GATING_INADEQUATE and sample.target_independent
         if ours != (sample.category, sample.mrd_neg_1e4) and not switched:
             text = (
                 f"{sample.acquisition} was measured as {sample.category}, negative at 1e-4 {sample.mrd_neg_1e4}; "
@@ -184,7 +185,7 @@ def _best(candidates: Sequence[Measured]) -> Measured | None:
 
     def order(one: Measured) -> tuple[bool, bool, Fraction, int, str]:
         size = one.denominator_events or 0
-        found = bool(one.category) and not one.category.startswith(("UNDETECTED", NOT_DONE))
+        found = one.category in {Category.DETECTED_BELOW_LLOQ, Category.QUANTIFIABLE}
         share = Fraction(one.events or 0, size) if found and size else Fraction(0)
         return (one.usable, found, share, size, one.acquisition)
 
@@ -255,14 +256,25 @@ def _sample_findings(row: Assessment, sample: Measured | None, candidates: Seque
         text = f"{name} is a marrow, but bm_status is {row.bm_status}: flow counts, morphology is missing."
         yield _finding("MARROW_STATUS_DIFFERS", text, row.row)
     if sample.withheld:
-        reasons = "; ".join(sample.withheld)
-        text = f"No MRD is taken from {name} without review: {reasons}."
+        text = f"No MRD is taken from {name} without review: {'; '.join(sample.withheld)}.{_counted(sample)}"
         yield _finding("MRD_WITHHELD", text, row.row, Level.VIOLATION)
     elif not sample.usable:
         text = f"{name} could not be assessed: no flow result at this visit."
         yield _finding("MRD_NOT_ASSESSED", text, row.row, Level.VIOLATION)
     elif sample.call == "review":
         yield _finding("MRD_NEEDS_REVIEW", f"{name} waits for a person: the class rests on a proposal.", row.row)
+
+
+def _counted(sample: Measured) -> str:
+    """Say what a withheld sample has counted, for the reviewer: a relapse must not hide behind a faulty control."""
+    if not sample.events or not sample.denominator_events:
+        return ""
+    share, percent = 100 * sample.events / sample.denominator_events, sample.target_percent
+    lost = "" if percent is None else f", {float(percent):.3g}% of them with the therapy's target"
+    return (
+        f" It has counted {sample.events:,} blasts of {sample.denominator_events:,} {sample.denominator} cells "
+        f"({share:.2g}%){lost}."
+    )
 
 
 def _conflicts(row: Assessment, sample: Measured) -> Iterator[QcFinding]:

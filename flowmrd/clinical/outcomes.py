@@ -129,10 +129,17 @@ def subjects_of(table: ClinicalTable, calls: Sequence[ResponseCall], criteria: C
     Visits outside their window count here: they show remission and relapse, though no class of a planned visit.
     """
     by_row = {call.row: call for call in calls}
-    targets = {visit.name: visit.target_day for visit in criteria.visits}
+    places = {visit.name: (visit.target_day, place) for place, visit in enumerate(criteria.visits)}
     subjects = []
     for patient, rows in by_patient(table.assessments).items():
-        ordered = sorted(rows, key=lambda one: (targets[one.timepoint] if one.day is None else one.day, one.row))
+        # As in the response procedure: two visits of one day in the order of the plan, wherever their rows stand.
+        ordered = sorted(
+            rows,
+            key=lambda one: (
+                places[one.timepoint][0] if one.day is None else one.day,
+                places[one.timepoint][1],
+            ),
+        )
         subjects.append(_subject(patient, ordered, [by_row[one.row] for one in ordered], criteria))
     return tuple(subjects)
 

@@ -90,7 +90,7 @@ _RESULTS = (
     "emd",
     "lineage_switch",
 )
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 class _Limits(BaseModel):
@@ -297,6 +297,8 @@ def _read_cell(name: str, cell: str, visits: Sequence[Visit], limits: _Limits) -
     if name in _COUNTS:
         if number.denominator != 1 or number < 0:
             raise _CellError(f"expected a whole number from 0 on or an empty cell; got {cell!r}")
+        if number > limits.most[name]:
+            raise _CellError(f"expected at most {limits.most[name]:g}; got {cell}")
         return int(number)
     if number < 0:
         raise _CellError(f"expected a number from 0 on or an empty cell; got {cell!r}")

@@ -23,6 +23,9 @@ from flowmrd.reporting.report import sorted_findings
 from flowmrd.reporting.timeline import Event, Point, Window, course_timeline, timeline_context
 from flowmrd.trial import Trial
 
+# A result that waits for a person stands where nobody can overlook it.
+_WITHHELD = "MRD_WITHHELD"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
@@ -113,7 +116,10 @@ def patient_context(
             {"timepoint": call.timepoint, "response": call.response.value, "kind": cohort.kind_of(call.response)}
             for call in calls
         ],
-        "alerts": [_alert(call) for call in calls if call.cd19_negative_event],
+        "alerts": [
+            *(_alert(call) for call in calls if call.cd19_negative_event),
+            *(one.message for one in trial.outcomes.findings if one.code == _WITHHELD and _row(one) in rows),
+        ],
         "facts": {
             **patient_facts(subject, outcomes.criteria),
             **({} if baseline is None else baseline_facts(baseline)),

@@ -123,8 +123,14 @@ def test_an_unusable_sample_leaves_flow_missing_whatever_the_table_says(table: A
         if why == "withheld"
         else replace(NEGATIVE, events=None, denominator_events=None, category="NOT_DONE", mrd_neg_1e4="NE")
     )
-    _, calls, codes = merged(table({"mrd_events": 0, "mrd_denominator": 300000, "blast_cd19_pos_pct": "3"}), sample)
+    found, calls, codes = merged(table({"mrd_events": 0, "mrd_denominator": 300000, "blast_cd19_pos_pct": "3"}), sample)
     assert (calls[0].mrd_category, calls[0].mrd_neg_1e4, calls[0].cd19_status) == ("NOT_DONE", "NE", "")
+    if why == "withheld":
+        said = next(one for one in found.table.findings if one.code == "MRD_WITHHELD")
+        assert said.message == (
+            "No MRD is taken from a1 without review: no normal lymphocytes. It has counted 900 blasts of 300,000 "
+            "viable cells (0.3%), 10% of them with the therapy's target."
+        )
     assert codes == sorted(
         ["MRD_CONFLICT", "CD19_SHARE_CONFLICT", {"withheld": "MRD_WITHHELD"}.get(why, "MRD_NOT_ASSESSED")]
     )
