@@ -24,7 +24,7 @@ from flowmrd.clinical.safety import EVENT_COLUMNS, load_safety_rules
 from flowmrd.clinical.table import COLUMNS, read_clinical_table
 from flowmrd.errors import SettingsError
 from flowmrd.quantification.rare_events import load_rules
-from flowmrd.simulation.courses import course_rows, draw_curve, other_t_cells
+from flowmrd.simulation.courses import b_cells_back_day, course_rows, draw_curve, other_t_cells
 from flowmrd.simulation.profile import packaged_document
 from flowmrd.simulation.subject import SubjectDocument, document_of, write_subject, write_table
 from flowmrd.simulation.writing import written_files
@@ -155,7 +155,7 @@ def write_cohort(
     adverse = [event for patient in cohort for event in patient.events]
     write_table(out / "adverse_events.csv", EVENT_COLUMNS, adverse)
     counts = [row for patient in cohort for row in patient.counts]
-    write_table(out / "counts.csv", ["subject", "course", "day", "car_per_ul", "lod_per_ul"], counts)
+    write_table(out / "counts.csv", ["subject", "course", "day", "car_per_ul", "lod_per_ul", "cd19_per_ul"], counts)
     return out / TABLE_NAME
 
 
@@ -359,6 +359,7 @@ def _counts(kind: str, name: str, seed: int, last: int, document: Mapping[str, A
                 "day": day,
                 "car_per_ul": f"{value:.4g}",
                 "lod_per_ul": f"{limit:.3g}",
+                "cd19_per_ul": car["b_cells_per_ul"] if day >= b_cells_back_day(kind) else 0,
             }
         )
     return rows

@@ -109,6 +109,11 @@ def other_t_cells(day: float) -> float:
     return float(np.interp(day, numbers["days"], numbers["per_ul"]))
 
 
+def b_cells_back_day(kind: str) -> float:
+    """Day from which a course has B cells again; infinite where they stay away."""
+    return float(_numbers()["course"][kind].get("b_cells_back_day", math.inf))
+
+
 def course_rows(
     kind: str,
     seed: int,
@@ -172,7 +177,7 @@ def course_rows(
             break
         car = curve.at(day)
         other = other_t_cells(day)
-        back = day >= own.get("b_cells_back_day", math.inf)
+        back = day >= b_cells_back_day(kind)
         scenario = "recovery" if back else "normal" if day < 7 else "expansion" if car > 0.1 * other else "aplasia"
         t_share = _t_share(numbers["tube"], scenario)
         leukocytes = (car + other) / t_share
