@@ -410,7 +410,7 @@ def _evidence(
                 yield from once(Evidence(statement=statement, column="", row=one.row, cell=str(known[clause.field])))
                 name = clause.field.removesuffix("_case").replace("_", " ")
                 reasons = because[clause.field]
-                yield from follow(reasons.clauses, f"nothing else of {name} holds" if reasons.last else "")
+                yield from follow(reasons.clauses, f"no other case of {name}" if reasons.last else "")
                 continue
             if clause.field in _HISTORY:
                 earlier = getattr(before, _HISTORY[clause.field])

@@ -154,12 +154,14 @@ def index_rows(trial: Trial) -> list[dict[str, Any]]:
     """Return one row a patient for the report's index: the class of each planned visit, alerts and events."""
     outcomes = trial.outcomes
     by_visit = {visit.name: visit_calls(outcomes.calls, visit.name) for visit in outcomes.criteria.visits}
+    withheld = {_row(one) for one in outcomes.findings if one.code == _WITHHELD}
     rows = []
     for subject in outcomes.subjects:
         calls = [found.get(subject.patient_id) for found in by_visit.values()]
         own = [call for call in outcomes.calls if call.patient_id == subject.patient_id]
         notes = [f"{call.event.value} at {call.timepoint}" for call in own if call.event is not None]
         notes += [f"CD19-negative at {call.timepoint}" for call in own if call.cd19_negative_event]
+        notes += [f"MRD withheld at {call.timepoint}" for call in own if call.row in withheld]
         rows.append(
             {
                 "id": subject.patient_id,

@@ -94,6 +94,7 @@ def test_an_acquisition_leads_to_its_patient_and_the_index_to_all(report: Path) 
     assert "../patients/PSN-0042.html" in links_of(report / "report" / "acquisitions" / "D28_post.html")
     index = report / "report" / "index.html"
     assert {"cohort.html", "patients/PSN-0042.html", "patients/PSN-0099.html"} <= links_of(index)
+    assert "MRD withheld at D28" in text_of(index)
     assert '"patient_id"' not in text_of(index), "calls are shown on the patients' pages"
     assert "Courses after CAR-T" not in text_of(index)
     assert "CAR-T cells, B cells and MRD" in text_of(report / "report" / "patients" / "PSN-0042.html")
