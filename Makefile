@@ -39,9 +39,12 @@ browser:  ## Install a browser for the tests, where there is none
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	  || { echo "installing chromium"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium fonts-dejavu-core >/dev/null; }
 
-demo: env  ## Simulate the demo subject's other visits, run the main job on all of them, name the report
+demo: env  ## A simulated cohort's page; then the demo subject's visits, the main job on all of them, the report
+	$(BIN)/flowmrd simulate --cohort 24 --no-files --out $(BUILD)/demo/cohort
+	$(BIN)/flowmrd endpoints $(BUILD)/demo/cohort/true-clinical.csv --out $(BUILD)/demo/cohort/endpoints
+	@echo "cohort page: $(BUILD)/demo/cohort/endpoints/cohort.html"
 	$(BIN)/flowmrd simulate --demo $(BUILD)/demo --reuse sample_fcs
-	$(BIN)/flowmrd run $(BUILD)/demo/manifest.csv --out $(BUILD)/demo/run --jobs 2
+	$(BIN)/flowmrd run $(BUILD)/demo/manifest.csv --clinical $(BUILD)/demo/clinical.csv --out $(BUILD)/demo/run --jobs 2
 
 test: env browser  ## Run all tests, browser included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
@@ -61,6 +64,7 @@ docs: env  ## Write the generated reference pages
 validation: env  ## Run the shipped templates over the development sets and write docs/validation (hours; goes on where it was)
 	$(BIN)/python tests/validation/aieop.py
 	$(BIN)/python tests/validation/cart.py
+	$(BIN)/python tests/validation/cohort.py
 	$(BIN)/python tests/validation/development.py $(VALIDATION)
 
 sample: env  ## Make sample_fcs anew

@@ -40,6 +40,7 @@ from flowmrd.records import (
     write_tables,
 )
 from flowmrd.settings import Settings
+from flowmrd.trial import Inputs, Trial, conclude, remove_trial, trial_record, write_trial
 
 # The visit of a diagnosis comes before all others of a subject.
 _DIAGNOSIS = "BL"
@@ -62,11 +63,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """How a run ended: per acquisition, the kept results in manifest order, and the content of `run.json`."""
+    """How a run ended: per acquisition, the kept results in manifest order, and the content of `run.json`.
+
+    `trial` is what a clinical table made of it, where there was one.
+    """
 
     done: tuple[Done, ...]
     results: StoredResults
     record: Mapping[str, object]
+    trial: Trial | None = None
 
 
 def run(
@@ -77,6 +82,7 @@ def run(
     jobs: int = 1,
     resume: bool = False,
     manifest_sha256: str = "",
+    clinical: Inputs | None = None,
     on_done: Callable[[Done], None] = lambda _done: None,
 ) -> RunOutcome:
     """Analyse all acquisitions, write the tables and `run.json`.
@@ -88,6 +94,7 @@ def run(
     settings : what can change a number
     jobs : worker processes; memory is bounded by this many files' memberships and panels
     resume : keep results whose inputs, template, settings and software are the same
+    clinical : checked clinical tables: the run also classes responses and computes endpoints
     on_done : called in this process as each acquisition ends, in any order
     """
     folder = None if settings.templates is None else Path(settings.templates)
@@ -108,8 +115,17 @@ def run(
     if courses:
         write_kinetics(courses, out)
     record = run_record(results, templates, settings, manifest_sha256)
+    trial = None
+    if clinical is None:
+        remove_trial(out)
+    else:
+        trial = conclude(clinical, results)
+        write_trial(trial, out)
+        record["clinical"] = trial_record(trial)
     write_json(record, out / "run.json")
-    return RunOutcome(done=tuple(finished[one.name] for one in acquisitions), results=results, record=record)
+    return RunOutcome(
+        done=tuple(finished[one.name] for one in acquisitions), results=results, record=record, trial=trial
+    )
 
 
 class _Work(NamedTuple):

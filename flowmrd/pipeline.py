@@ -249,6 +249,7 @@ def _analyse(
         cleanup=sample.cleanup,
         internal_controls=sample.internal_controls,
         hemodilution=sample.hemodilution,
+        withheld=sample.withheld,
     )
     return Analysis(result=result, gating=gating, failed=False)
 

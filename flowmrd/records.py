@@ -13,13 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmrd.errors import Level, QcFinding
 from flowmrd.quantification.kinetics import Course, Kinetics, Sample, VisitRow
+
+if TYPE_CHECKING:
+    import polars as pl
 
 BINS = 256
 
@@ -401,6 +404,7 @@ class AcquisitionResult:
     own: OwnRecord | None = None
     phenotype: Mapping[str, Any] | None = None  # the blasts found here, for later samples (JSON)
     hemodilution: str = ""  # OK | UNCERTAIN | SUSPECT, empty where it was not judged
+    withheld: tuple[str, ...] = ()  # why no result may stand, in words; empty where one may
 
 
 # ------------------------------------------------------------------------------------------ tables and the run folder
@@ -652,10 +656,15 @@ def write_tables(rows: Mapping[str, Sequence[tuple[object, ...]]], folder: Path)
             schema={column: getattr(pl, kind) for column, kind in schema.items()},
             orient="row",
         )
-        with written(folder / f"{name}.csv") as temporary:
-            frame.write_csv(temporary)
-        with written(folder / f"{name}.parquet") as temporary:
-            frame.write_parquet(temporary, compression="zstd")
+        write_frame(frame, folder / name)
+
+
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table as CSV and Parquet; `path` is without ending."""
+    with written(path.with_name(f"{path.name}.csv")) as temporary:
+        frame.write_csv(temporary)
+    with written(path.with_name(f"{path.name}.parquet")) as temporary:
+        frame.write_parquet(temporary, compression="zstd")
 
 
 def _columns_of(row: type[Kinetics | VisitRow]) -> dict[str, str]:
@@ -688,10 +697,7 @@ def write_kinetics(courses: Sequence[Course], folder: Path) -> None:
     )
     for name, schema, rows in tables:
         frame = pl.DataFrame(rows, schema={column: getattr(pl, kind) for column, kind in schema.items()}, orient="row")
-        with written(folder / f"{name}.csv") as temporary:
-            frame.write_csv(temporary)
-        with written(folder / f"{name}.parquet") as temporary:
-            frame.write_parquet(temporary, compression="zstd")
+        write_frame(frame, folder / name)
 
 
 def _cells(row: Kinetics | VisitRow, schema: Mapping[str, str]) -> tuple[object, ...]:
@@ -902,6 +908,7 @@ def read_result(folder: Path) -> AcquisitionResult:
             "antigens": tuple(AntigenRow(**row) for row in document.get("antigens", ())),
             "cleanup": tuple(CleanupRow(**row) for row in document.get("cleanup", ())),
             "internal_controls": tuple(ControlRow(**row) for row in document.get("internal_controls", ())),
+            "withheld": tuple(document.get("withheld", ())),
             "point": _point(document.get("point")),
             "overlay": _overlay(document.get("overlay")),
             "panels": panels,

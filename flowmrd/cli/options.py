@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -13,9 +13,11 @@ import click
 from flowmrd.cli import EXIT_NOTHING, EXIT_QC, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
+    from flowmrd.errors import QcFinding
     from flowmrd.execution import Done
     from flowmrd.pipeline import Acquisition
     from flowmrd.settings import Settings
+    from flowmrd.trial import Inputs
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -113,6 +115,7 @@ def execute(
     options: dict[str, Any],
     *,
     manifest_sha256: str = "",
+    clinical: Inputs | None = None,
 ) -> None:
     """Run, show progress, say where the report is, and leave with the exit code of docs/reference/cli.md."""
     from flowmrd.execution import run
@@ -132,22 +135,50 @@ def execute(
             jobs=options["jobs"],
             resume=options["resume"],
             manifest_sha256=manifest_sha256,
+            clinical=clinical,
             on_done=progress.step,
         )
+    if outcome.trial is not None:
+        say_findings(outcome.trial.findings)
     page = None
     if options["report"]:
         from flowmrd.reporting.report import render_report
 
-        page = render_report(outcome.results, outcome.record, out / "report", single_file=options["single_file"])
+        page = render_report(
+            outcome.results, outcome.record, out / "report", single_file=options["single_file"], trial=outcome.trial
+        )
     failed = [done for done in outcome.done if done.failed]
     qc_failed = [done for done in outcome.done if done.qc == "FAIL"]
     click.echo(f"{len(outcome.done) - len(failed)} of {len(outcome.done)} acquisitions assessed; results in {out}")
+    if outcome.trial is not None:
+        calls, rules = outcome.trial.outcomes.calls, outcome.trial.inputs.criteria
+        click.echo(f"{len(calls)} visits classed by {rules.id} {rules.version}")
     if page is not None:
         click.echo(f"report: {page}")
     if failed:
         sys.exit(EXIT_SOME_FAILED)
     if qc_failed and options["fail_on_qc"]:
         sys.exit(EXIT_QC)
+
+
+def say_findings(findings: Iterable[QcFinding]) -> None:
+    """Tell the findings of tables, one a line."""
+    for finding in findings:
+        place = f"{finding.where}: " if finding.where else ""
+        click.echo(f"{finding.level}: {place}{finding.code}: {finding.message}", err=True)
+
+
+def beside(table: Path, named: Mapping[str, Path | None], files: Mapping[str, str]) -> dict[str, Path | None]:
+    """Take the tables that lie beside the clinical table where no option names another, and say so."""
+    found: dict[str, Path | None] = {}
+    for name, path in named.items():
+        near = table.parent / files[name]
+        if path is None and near.is_file() and near.resolve() != table.resolve():
+            click.echo(f"{name.replace('_', ' ')}: {near.name}, found beside {table.name}", err=True)
+            found[name] = near
+        else:
+            found[name] = path
+    return found
 
 
 class _Progress:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flowmrd.errors import InputError
     from flowmrd.gating.template import GatingTemplate
     from flowmrd.pipeline import Acquisition
+    from flowmrd.trial import Inputs
 
 
 @click.command(name="run", short_help="Run a manifest: gate, measure, report.")
@@ -25,13 +26,41 @@ if TYPE_CHECKING:
 @click.option(
     "--out", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write."
 )
+@click.option(
+    "--clinical",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Clinical table (CSV, as of `flowmrd respond`): class the response at each visit, with the run's own MRD.",
+)
+@click.option("--criteria", "-c", help="With --clinical: criteria id or TOML file.  [default: mbcart19]")
+@click.option(
+    "--baseline",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --clinical: dose, lymphodepletion, burden (CSV).  [default: baseline.csv beside it]",
+)
+@click.option(
+    "--adverse-events",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --clinical: adverse events (CSV).  [default: adverse_events.csv beside it]",
+)
 @click.option("--dry-run", is_flag=True, help="Check the manifest and templates, say what would be done, and stop.")
 @settings_options
-def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None:
+def command(
+    manifest: Path,
+    out: Path,
+    clinical: Path | None,
+    criteria: str | None,
+    baseline: Path | None,
+    adverse_events: Path | None,
+    dry_run: bool,
+    **options: object,
+) -> None:
     """Gate every acquisition of MANIFEST (CSV or JSON, one row an acquisition), measure, and write a report.
 
-    The manifest and all templates are checked before the first file is opened. A file that cannot be trusted becomes a
-    finding; the others go on, and the exit code is 3.
+    The manifest, all templates and clinical tables are checked before the first file is opened. A file that cannot be
+    trusted becomes a finding; the others go on, and the exit code is 3.
+
+    With --clinical the run folder also holds the response at each visit with its rule and evidence, and the report a
+    page for each patient and one for the cohort. `patient_id` is the manifest's `patient_pseudonym`.
     """
     from flowmrd.documents.loader import raise_faults
     from flowmrd.documents.manifest import load_manifest
@@ -45,12 +74,30 @@ def command(manifest: Path, out: Path, dry_run: bool, **options: object) -> None
     templates = {tube: find_template(tube, folder) for tube in sorted({row.tube for row in read.rows})}
     raise_faults(_gate_set_faults(read, templates), source=manifest.name)
     acquisitions = [_acquisition(row, read) for row in read.rows]
+    tables = _tables(clinical, criteria, baseline, adverse_events)
     if dry_run:
         for one in acquisitions:
             own = "" if one.gate_set is None else f", gate set {one.gate_set.gate_set.id}"
             click.echo(f"{one.name}: {one.subject} {one.visit}, {one.tube}, {Path(one.path).name}{own}")
         return
-    execute(acquisitions, out, settings, options, manifest_sha256=read.digest)
+    execute(acquisitions, out, settings, options, manifest_sha256=read.digest, clinical=tables)
+
+
+def _tables(
+    clinical: Path | None, criteria: str | None, baseline: Path | None, adverse_events: Path | None
+) -> Inputs | None:
+    """Read and check the clinical tables, if there are any."""
+    from flowmrd.cli.options import beside
+    from flowmrd.clinical.rules import load_criteria
+    from flowmrd.trial import BESIDE, load_inputs
+
+    named = {"baseline": baseline, "adverse_events": adverse_events}
+    if clinical is None:
+        for name, value in {"criteria": criteria, **named}.items():
+            if value is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --clinical")
+        return None
+    return load_inputs(clinical, load_criteria(criteria), **beside(clinical, named, BESIDE))
 
 
 def _gate_set_faults(manifest: Manifest, templates: Mapping[str, GatingTemplate]) -> Iterator[InputError]:

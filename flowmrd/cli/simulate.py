@@ -15,7 +15,7 @@ from flowmrd.errors import SettingsError
 @click.option(
     "--demo",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the demo subject, five marrows and a course of CAR-T tubes, with a manifest, into this folder.",
+    help="Write the demo subject, five marrows and a course of CAR-T tubes, with manifest and clinical tables, here.",
 )
 @click.option(
     "--subject",
@@ -27,6 +27,15 @@ from flowmrd.errors import SettingsError
     "--course",
     type=click.Choice(["responder", "non-responder", "cd19-positive-relapse", "cd19-negative-relapse"]),
     help="Write the CAR-T tubes of one subject over a year, with controls and a manifest, into --out.",
+)
+@click.option(
+    "--cohort",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Write a trial of N patients into --out: clinical tables, their truth, marrows, CAR-T tubes, a manifest.",
+)
+@click.option(
+    "--files/--no-files", default=True, show_default=True, help="With --cohort: FCS files, or only the tables."
 )
 @click.option(
     "--reuse",
@@ -114,8 +123,8 @@ from flowmrd.errors import SettingsError
 )
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
-    """Make labelled synthetic acquisitions: one file, a subject with --subject, --course or --demo, a set with
-    --negatives and --positives or --cases.
+    """Make labelled synthetic acquisitions: one file, a subject with --subject, --course or --demo, a trial with
+    --cohort, a set with --negatives and --positives or --cases.
 
     Writes NAME.fcs, with its truth beside it in NAME.labels.parquet and NAME.truth.json. Synthetic data for development
     and training; nothing that is measured on them is a claim about patients.
@@ -149,6 +158,20 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         events = given["events"] if _is_given(ctx, "events") else None
         _course(given["course"], given["seed"], out, events=events, lab=given["lab"], reuse=reuse, jobs=given["jobs"])
         return
+    if given["cohort"] is not None:
+        _refuse(
+            ctx,
+            allowed={"out", "cohort", "files", "seed", "events", "lab", "jobs"},
+            message="cannot be combined with --cohort",
+            hint="the cohort decides this itself",
+        )
+        if out is None:
+            raise SettingsError("missing option", where="--out", hint="--cohort N --out DIR")
+        events = given["events"] if _is_given(ctx, "events") else None
+        _cohort(given["cohort"], given["seed"], out, events, lab=given["lab"], files=given["files"], jobs=given["jobs"])
+        return
+    if not given["files"]:
+        raise SettingsError("needs --cohort", where="--no-files")
     if reuse is not None:
         raise SettingsError("needs --subject, --demo or --course", where="--reuse")
     if out is None:
@@ -164,9 +187,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
 def _subject(document: Path | None, folder: Path, *, reuse: Path | None, jobs: int) -> None:
     from flowmrd.simulation import demo_subject, load_subject, write_subject
+    from flowmrd.simulation.subject import write_demo_tables
 
     subject = load_subject(document) if document is not None else demo_subject()
     click.echo(write_subject(subject, folder, reuse=reuse, jobs=jobs, report=click.echo))
+    if document is None:
+        click.echo(write_demo_tables(folder))
 
 
 def _course(kind: str, seed: int, folder: Path, *, events: int | None, lab: str, reuse: Path | None, jobs: int) -> None:
@@ -175,6 +201,13 @@ def _course(kind: str, seed: int, folder: Path, *, events: int | None, lab: str,
 
     document = course_document(kind, seed, events=events, lab=lab)
     click.echo(write_subject(document, folder, reuse=reuse, jobs=jobs, report=click.echo))
+
+
+def _cohort(patients: int, seed: int, folder: Path, events: int | None, *, lab: str, files: bool, jobs: int) -> None:
+    from flowmrd.simulation.cohort import plan_cohort, write_cohort
+
+    cohort = plan_cohort(patients, seed, events=events, lab=lab)
+    click.echo(write_cohort(cohort, folder, with_files=files, seed=seed, jobs=jobs, report=click.echo))
 
 
 def _set(ctx: click.Context, given: dict[str, Any], out: Path) -> None:

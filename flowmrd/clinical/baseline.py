@@ -115,6 +115,12 @@ def high_burden(*, marrow_percent: float | None, blood_per_ul: float | None, cri
     return None if marrow is None or blood is None else not decides
 
 
+def baseline_columns(criteria: Criteria) -> tuple[str, ...]:
+    """Return the columns of a baseline table that are read; those of the drugs follow from the criteria."""
+    drugs = [f"{drug.name}_{what}" for drug in criteria.document.lymphodepletion for what in ("days", "mg_m2")]
+    return ("patient_id", *ANSWERS, *NUMBERS, *TEXTS, *drugs)
+
+
 def read_baseline(path: Path, criteria: Criteria) -> BaselineTable:
     """Read the baseline table.
 

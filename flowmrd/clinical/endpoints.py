@@ -5,7 +5,7 @@ Names in the JSON object are those of the domain reference's worked examples (W2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +90,7 @@ def outcomes_of(
     *,
     not_infused: Sequence[str] = (),
     counts: CountTable | None = None,
-    courses: Sequence[Course] = (),
+    courses: Callable[[Sequence[Subject]], tuple[tuple[Course, ...], tuple[QcFinding, ...]]] | None = None,
 ) -> Outcomes:
     """Compute everything of 5.5 from a clinical table.
 
@@ -100,7 +100,7 @@ def outcomes_of(
     criteria : rules and named keys
     not_infused : patients of the table who were not infused; they are in no denominator
     counts : CAR+ cells per µL over time, where there are any
-    courses : instead of counts, the kinetics themselves
+    courses : instead of counts, what makes the kinetics of the subjects, with its findings
     """
     kept = tuple(one for one in table.assessments if one.patient_id not in set(not_infused))
     infused = ClinicalTable(assessments=kept, findings=table.findings, source=table.source, digest=table.digest)
@@ -108,7 +108,12 @@ def outcomes_of(
     other = classify(infused, criteria.with_keys(cri_rule="and_or"))
     subjects = subjects_of(infused, calls, criteria)
     rows = {one.row: one for one in kept}
-    found, said = courses_of(counts, subjects) if counts is not None else (tuple(courses), ())
+    found: tuple[Course, ...] = ()
+    said: tuple[QcFinding, ...] = ()
+    if courses is not None:
+        found, said = courses(subjects)
+    elif counts is not None:
+        found, said = courses_of(counts, subjects)
     return _outcomes(subjects, calls, other, criteria, found, (*table.findings, *said), rows)
 
 

@@ -29,7 +29,7 @@ from flowmrd.clinical.survival import (
 from flowmrd.clinical.table import Assessment, ClinicalTable, by_patient
 from flowmrd.documents.counts import CountRow, CountTable
 from flowmrd.errors import InputError, Level, QcFinding
-from flowmrd.quantification.kinetics import Course, Persistence, Sample, course_kinetics
+from flowmrd.quantification.kinetics import Course, Persistence, Sample, course_kinetics, joined_samples
 from flowmrd.quantification.rare_events import Category
 
 CAUSES = ("relapse", "death_in_remission", "allosct_in_remission")
@@ -129,10 +129,17 @@ def subjects_of(table: ClinicalTable, calls: Sequence[ResponseCall], criteria: C
     Visits outside their window count here: they show remission and relapse, though no class of a planned visit.
     """
     by_row = {call.row: call for call in calls}
-    targets = {visit.name: visit.target_day for visit in criteria.visits}
+    places = {visit.name: (visit.target_day, place) for place, visit in enumerate(criteria.visits)}
     subjects = []
     for patient, rows in by_patient(table.assessments).items():
-        ordered = sorted(rows, key=lambda one: (targets[one.timepoint] if one.day is None else one.day, one.row))
+        # As in the response procedure: two visits of one day in the order of the plan, wherever their rows stand.
+        ordered = sorted(
+            rows,
+            key=lambda one: (
+                places[one.timepoint][0] if one.day is None else one.day,
+                places[one.timepoint][1],
+            ),
+        )
         subjects.append(_subject(patient, ordered, [by_row[one.row] for one in ordered], criteria))
     return tuple(subjects)
 
@@ -497,18 +504,32 @@ def relapse_summary(subjects: Sequence[Subject], criteria: Criteria) -> dict[str
 
 
 def courses_of(table: CountTable, subjects: Sequence[Subject]) -> tuple[tuple[Course, ...], tuple[QcFinding, ...]]:
-    """Kinetics of every subject and course of a table of counts, censored at transplant, death and re-infusion (4.6).
+    """Kinetics of every subject and course of a table of counts: `courses_of_samples` of its rows."""
+    rows = ((row.subject, row.course, _sample(row)) for row in table.rows)
+    return courses_of_samples(rows, subjects, where=table.path.name)
+
+
+def courses_of_samples(
+    samples: Iterable[tuple[str, int, Sample]], subjects: Sequence[Subject], *, where: str
+) -> tuple[tuple[Course, ...], tuple[QcFinding, ...]]:
+    """Kinetics of every subject and course, censored at transplant, death and re-infusion (4.6).
+
+    Parameters
+    ----------
+    samples : subject, course and what was measured, in any order
+    subjects : the infused patients
+    where : what a finding about the samples names
 
     Returns
     -------
-    the courses, and findings: those of the kinetics, and one for rows of nobody in the clinical table
+    the courses, and findings: those of the kinetics, and one for samples of nobody in the clinical table
     """
     patients = {one.patient_id: one for one in subjects}
-    groups: dict[str, dict[int, list[CountRow]]] = {}
+    groups: dict[str, dict[int, list[Sample]]] = {}
     unknown = 0
-    for row in table.rows:
-        if row.subject in patients:
-            groups.setdefault(row.subject, {}).setdefault(row.course, []).append(row)
+    for subject, course, sample in samples:
+        if subject in patients:
+            groups.setdefault(subject, {}).setdefault(course, []).append(sample)
         else:
             unknown += 1
     courses: list[Course] = []
@@ -519,7 +540,7 @@ def courses_of(table: CountTable, subjects: Sequence[Subject]) -> tuple[tuple[Co
                 level=Level.WARNING,
                 code="COUNTS_OF_NOBODY",
                 message=f"{unknown} rows of the counts are of no infused patient of the clinical table; left out.",
-                where=table.path.name,
+                where=where,
             )
         )
     for subject, numbered in groups.items():
@@ -527,7 +548,7 @@ def courses_of(table: CountTable, subjects: Sequence[Subject]) -> tuple[tuple[Co
         day, what = min(ends, default=(None, ""))
         own = [
             course_kinetics(
-                [_sample(row) for row in rows],
+                joined_samples(rows),
                 subject=subject,
                 course=course,
                 # Days of a later course count from its own infusion; the patient's days from the first.

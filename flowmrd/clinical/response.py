@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flowmrd.clinical.engine import Engine, Line, Value, compile_criteria, in_words
 from flowmrd.clinical.rules import FIELDS, NOT_DONE, Case, Clause, Criteria, Event, Flag, Response, Rule
@@ -48,12 +48,16 @@ OUTPUT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Why a rule fired: what was asked, and the cell that answers. `row` is the table's (the header is 1)."""
+    """Why a rule fired: what was asked, and the cell that answers. `row` is the table's (the header is 1).
+
+    `acquisition` is the measurement that the cell comes from; empty where it is the table's own.
+    """
 
     statement: str
     column: str
     row: int
     cell: str
+    acquisition: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +150,11 @@ def response_frame(calls: Sequence[ResponseCall]) -> pl.DataFrame:
     return pl.DataFrame([call.cells() for call in calls], schema=dict.fromkeys(OUTPUT, pl.String), orient="row")
 
 
-def evidence_frame(calls: Sequence[ResponseCall]) -> pl.DataFrame:
-    """Return one row a piece of evidence: the rule in words, what was asked, and the cell that answered."""
+def evidence_frame(calls: Sequence[ResponseCall], *, acquisitions: bool = False) -> pl.DataFrame:
+    """Return one row a piece of evidence: the rule in words, what was asked, and the cell that answered.
+
+    With `acquisitions`, a last column names the measurement that a cell comes from.
+    """
     import polars as pl
 
     schema = {
@@ -172,11 +179,13 @@ def evidence_frame(calls: Sequence[ResponseCall]) -> pl.DataFrame:
             one.row,
             one.column or None,
             one.cell or None,
+            one.acquisition or None,
         )
         for call in calls
         for one in call.evidence
     ]
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    frame = pl.DataFrame(rows, schema=schema | {"acquisition": pl.String}, orient="row")
+    return frame if acquisitions else frame.drop("acquisition")
 
 
 def alerts(calls: Sequence[ResponseCall]) -> tuple[QcFinding, ...]:
@@ -247,12 +256,12 @@ def _call(one: Assessment, before: _Before, engine: Engine, rules: RareEventRule
     criteria = engine.criteria
     mrd = _measure(one, rules, book)
     known = _known(one, before, mrd, criteria)
-    because: dict[str, tuple[Clause, ...]] = {}
+    because: dict[str, _Reasons] = {}
     for fact, cases in engine.facts:
-        case, line = _first(cases, known)
+        case, reasons = _first(cases, known)
         known[fact.name] = case.value
         known[f"{fact.name}_case"] = case.id
-        because[fact.name] = because[f"{fact.name}_case"] = line.reasons(known)
+        because[fact.name] = because[f"{fact.name}_case"] = reasons
     fired = _fired(engine, known)
     rule, line = fired[0]
     unseen = fired[-1][0].response
@@ -293,10 +302,20 @@ def _call(one: Assessment, before: _Before, engine: Engine, rules: RareEventRule
     )
 
 
-def _first(cases: Sequence[tuple[Case, Line]], known: Mapping[str, Value]) -> tuple[Case, Line]:
+class _Reasons(NamedTuple):
+    """Why a fact is as it is: clauses that hold, or where no case but the last held, what the others asked."""
+
+    clauses: tuple[Clause, ...]
+    last: bool
+
+
+def _first(cases: Sequence[tuple[Case, Line]], known: Mapping[str, Value]) -> tuple[Case, _Reasons]:
+    asked: list[Clause] = []
     for case, line in cases:
         if line.holds(known):
-            return case, line
+            last = not (case.all or case.any)
+            return case, _Reasons(tuple(asked) if last else line.reasons(known), last)
+        asked.extend((*case.all, *case.any))
     raise AssertionError("the last case of a fact has no clause")
 
 
@@ -318,7 +337,7 @@ def _measure(one: Assessment, rules: RareEventRules, book: RuleBook) -> MrdResul
         numerator_events=one.mrd_events,
         denominator_events=one.mrd_denominator,
         rules=rules,
-        denominator="counted cells",  # the table does not say which
+        denominator=one.denominator or "counted cells",  # a table does not say which
         cd19_independent=one.cd19_indep_gating == "Y",
         after_cd19_therapy=True,  # after infusion every visit is (3-sensitivity 3.4)
         lineage_switch=one.lineage_switch == "Y",
@@ -376,7 +395,7 @@ _HISTORY = {"remission_before": "remission", "relapsed_before": "relapse", "mrd_
 def _evidence(
     clauses: Sequence[Clause],
     known: Mapping[str, Value],
-    because: Mapping[str, tuple[Clause, ...]],
+    because: Mapping[str, _Reasons],
     one: Assessment,
     before: _Before,
     criteria: Criteria,
@@ -384,12 +403,14 @@ def _evidence(
     """Follow clauses through facts down to the cells that made them hold."""
     seen: set[tuple[str, str, int]] = set()
 
-    def follow(clauses: Sequence[Clause]) -> Iterator[Evidence]:
+    def follow(clauses: Sequence[Clause], instead: str = "") -> Iterator[Evidence]:
         for clause in clauses:
-            statement = in_words(clause, criteria)
+            statement = instead or in_words(clause, criteria)
             if clause.field in because:
                 yield from once(Evidence(statement=statement, column="", row=one.row, cell=str(known[clause.field])))
-                yield from follow(because[clause.field])
+                name = clause.field.removesuffix("_case").replace("_", " ")
+                reasons = because[clause.field]
+                yield from follow(reasons.clauses, f"no other case of {name}" if reasons.last else "")
                 continue
             if clause.field in _HISTORY:
                 earlier = getattr(before, _HISTORY[clause.field])
@@ -398,7 +419,12 @@ def _evidence(
                 continue
             columns = FIELDS[clause.field].columns + (FIELDS[clause.other].columns if clause.other else ())
             for column in columns:
-                yield from once(Evidence(statement=statement, column=column, row=one.row, cell=one.cells[column]))
+                source = one.sources.get(column, "")
+                yield from once(
+                    Evidence(
+                        statement=statement, column=column, row=one.row, cell=one.cells[column], acquisition=source
+                    )
+                )
 
     def once(evidence: Evidence) -> Iterator[Evidence]:
         key = (evidence.statement, evidence.column, evidence.row)

@@ -26,6 +26,7 @@ REQUIRED = ("patient_id", "category", "term", "onset_day", "grade", "source")
 CRS_COLUMNS = ("fever", "fever_masked", "temperature_c", "hypotension", "oxygen")
 ICANS_COLUMNS = ("ice", "capd", "age_years", "consciousness", "seizure", "motor_weakness", "edema")
 OTHER_COLUMNS = ("rcl", "clone_percent", "donor_chimerism_percent", "cd19_per_ul", "igg_g_l", "ivig")
+EVENT_COLUMNS = (*REQUIRED, *CRS_COLUMNS, *ICANS_COLUMNS, *OTHER_COLUMNS)
 _YES = {"Y": True, "YES": True, "TRUE": True, "1": True, "N": False, "NO": False, "FALSE": False, "0": False}
 
 

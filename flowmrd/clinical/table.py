@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -90,7 +90,7 @@ _RESULTS = (
     "emd",
     "lineage_switch",
 )
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 class _Limits(BaseModel):
@@ -99,6 +99,7 @@ class _Limits(BaseModel):
     version: str
     most: dict[str, float]
     unusual: dict[str, float]
+    measured: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,8 @@ class Assessment:
     """Everything known of one patient at one visit. Percentages and counts are exact; `None` is missing, never 0.
 
     `row` is the row of the table (the header is 1), `cells` its cells as written; `mrd_events` of `mrd_denominator`
-    cells; `anc` and `plt` in 10⁹/L; days after infusion.
+    cells; `anc` and `plt` in 10⁹/L; days after infusion. `sources` names the acquisition behind each cell that does not
+    come from the table, `denominator` what its cells are.
     """
 
     row: int
@@ -133,6 +135,8 @@ class Assessment:
     death_day: int | None
     last_contact_day: int | None
     cells: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    denominator: str = ""
 
     @property
     def blasts(self) -> Fraction | None:
@@ -150,13 +154,14 @@ class ClinicalTable:
     digest: str
 
 
-def read_clinical_table(path: Path, *, visits: Sequence[Visit]) -> ClinicalTable:
+def read_clinical_table(path: Path, *, visits: Sequence[Visit], optional: Sequence[str] = ()) -> ClinicalTable:
     """Read and check a clinical table.
 
     Parameters
     ----------
     path : CSV; columns that are not of the table are ignored
     visits : the planned visits, as of the criteria
+    optional : columns that may be absent, as if each of their cells were empty
 
     Raises
     ------
@@ -164,7 +169,10 @@ def read_clinical_table(path: Path, *, visits: Sequence[Visit]) -> ClinicalTable
     ExceptionGroup : of `InputError`; missing columns, or every faulty cell
     """
     table = read_csv(path, error=InputError)
-    return _checked(table.header, table.rows, visits, source=path.name, digest=table.digest, faults=table.faults)
+    absent = {name: "" for name in optional if name not in table.header}
+    rows = [replace(row, cells={**row.cells, **absent}) for row in table.rows] if absent else table.rows
+    header = (*table.header, *absent)
+    return _checked(header, rows, visits, source=path.name, digest=table.digest, faults=table.faults)
 
 
 def clinical_table_of(frame: pl.DataFrame, *, visits: Sequence[Visit], source: str = "table") -> ClinicalTable:
@@ -289,6 +297,8 @@ def _read_cell(name: str, cell: str, visits: Sequence[Visit], limits: _Limits) -
     if name in _COUNTS:
         if number.denominator != 1 or number < 0:
             raise _CellError(f"expected a whole number from 0 on or an empty cell; got {cell!r}")
+        if number > limits.most[name]:
+            raise _CellError(f"expected at most {limits.most[name]:g}; got {cell}")
         return int(number)
     if number < 0:
         raise _CellError(f"expected a number from 0 on or an empty cell; got {cell!r}")

@@ -658,7 +658,8 @@ def subject_courses(entries: Iterable[tuple[str, int, Sample]]) -> tuple[Course,
     courses: list[Course] = []
     for subject, own in grouped.items():
         ordered = [
-            course_kinetics(_joined(samples), subject=subject, course=course) for course, samples in sorted(own.items())
+            course_kinetics(joined_samples(samples), subject=subject, course=course)
+            for course, samples in sorted(own.items())
         ]
         courses.extend(
             replace(one, kinetics=replace(one.kinetics, censored_by="re-infusion"))
@@ -670,7 +671,7 @@ def subject_courses(entries: Iterable[tuple[str, int, Sample]]) -> tuple[Course,
     return tuple(courses)
 
 
-def _joined(samples: Sequence[Sample]) -> list[Sample]:
+def joined_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Join samples of one day of which no value is given twice."""
     found: list[Sample] = []
     for sample in samples:

@@ -11,9 +11,9 @@ from flowmrd import __version__
 from flowmrd.clinical.baseline import Baseline, BaselineTable
 from flowmrd.clinical.datasets import all_findings, incidences
 from flowmrd.clinical.endpoints import Outcomes, Row
-from flowmrd.clinical.outcomes import Role, SurvivalAnalysis, persistence_by_visit
+from flowmrd.clinical.outcomes import Role, Subject, SurvivalAnalysis, persistence_by_visit
 from flowmrd.clinical.response import Evidence, ResponseCall
-from flowmrd.clinical.rules import Response
+from flowmrd.clinical.rules import Criteria, Response
 from flowmrd.clinical.safety import Incidence, Safety
 from flowmrd.clinical.survival import Rate
 from flowmrd.reporting import cohort, figures
@@ -93,8 +93,15 @@ def cohort_context(
     safety: Safety | None = None,
     inputs: Mapping[str, object] | None = None,
     links: Mapping[tuple[str, str], str] | None = None,
+    pages: Mapping[str, str] | None = None,
+    section: str = "index",
+    index_href: str = "",
 ) -> dict[str, Any]:
-    """Gather everything the cohort page shows, as texts and figures in both themes."""
+    """Gather everything the cohort page shows, as texts and figures in both themes.
+
+    `pages` (patient → address) are the patients' own pages, where there are any; `section` is the page's element id,
+    `index_href` the address of the report that it belongs to.
+    """
     criteria = outcomes.criteria
     survival = outcomes.survival
     horizon, primary = criteria.keys.horizon_day, criteria.keys.allosct
@@ -111,10 +118,12 @@ def cohort_context(
 
     overall, free = analyses("os"), analyses("dfs")
     return {
+        "section": section,
+        "index_href": index_href,
         "title": f"Cohort of {len(outcomes.subjects)} patients",
         "criteria": f"{criteria.document.criteria.title} ({criteria.id} {criteria.version})",
         "cards": [_card(row) for row in _headline(outcomes)],
-        "swimmer": _figure("swimmer", lambda theme: cohort.swimmer_figure(outcomes, theme))
+        "swimmer": figure_context("swimmer", lambda theme: cohort.swimmer_figure(outcomes, theme))
         if outcomes.subjects
         else None,
         "response": _response_table(outcomes),
@@ -126,7 +135,7 @@ def cohort_context(
         ],
         "incidence": None
         if outcomes.incidence is None
-        else _figure("cif", lambda theme: cohort.incidence_figure(outcomes, theme)),
+        else figure_context("cif", lambda theme: cohort.incidence_figure(outcomes, theme)),
         "relapse_rows": [
             _endpoint(row) for row in outcomes.rows if row.endpoint.startswith(("relapse", "cif_", "naive", "time_to"))
         ],
@@ -135,7 +144,7 @@ def cohort_context(
             for row in outcomes.rows
             if row.unit == "probability" and row.endpoint in {*survival, *outcomes.persistence}
         ],
-        "mrd": _figure("mrd", lambda theme: cohort.mrd_figure(outcomes, theme))
+        "mrd": figure_context("mrd", lambda theme: cohort.mrd_figure(outcomes, theme))
         if any(call.mrd is not None for call in outcomes.calls)
         else None,
         "waterfall": _waterfall(outcomes),
@@ -143,7 +152,7 @@ def cohort_context(
         "car": _car(outcomes, horizon),
         "safety": None if safety is None else _safety(safety),
         "baseline": None if baseline is None else _baseline(baseline, outcomes),
-        "patients": [_patient(outcomes, i, links or {}) for i in range(len(outcomes.subjects))],
+        "patients": [_patient(outcomes, i, links or {}, pages or {}) for i in range(len(outcomes.subjects))],
         "findings": [
             {"level": one.level.value, "code": one.code, "where": one.where, "message": one.message}
             for one in sorted_findings(all_findings(outcomes, baseline, safety))
@@ -163,7 +172,7 @@ def cohort_context(
     }
 
 
-def _figure(key: str, draw: Callable[[Theme], Drawn]) -> dict[str, Any]:
+def figure_context(key: str, draw: Callable[[Theme], Drawn]) -> dict[str, Any]:
     """Draw a figure in both themes, as the page's script wants it."""
     light, dark = draw("light"), draw("dark")
     return {
@@ -289,7 +298,9 @@ def _survival(
     read = main.horizon
     return {
         "title": title,
-        "figure": _figure(key, lambda theme: cohort.survival_figure(main, others, horizon_day=horizon, theme=theme)),
+        "figure": figure_context(
+            key, lambda theme: cohort.survival_figure(main, others, horizon_day=horizon, theme=theme)
+        ),
         "note": main.note,
         "day": horizon,
         "value": MISSING if read is None else percent(100 * read.value),
@@ -311,7 +322,7 @@ def _waterfall(outcomes: Outcomes) -> dict[str, Any] | None:
         assert drawn is not None
         return drawn
 
-    return _figure("waterfall", draw)
+    return figure_context("waterfall", draw)
 
 
 def _car(outcomes: Outcomes, horizon: int) -> dict[str, Any] | None:
@@ -319,7 +330,7 @@ def _car(outcomes: Outcomes, horizon: int) -> dict[str, Any] | None:
         return None
     persistence = outcomes.persistence["car_persistence"]
     return {
-        "figure": _figure("car", lambda theme: cohort.car_figure(outcomes.courses, theme)),
+        "figure": figure_context("car", lambda theme: cohort.car_figure(outcomes.courses, theme)),
         "curve": None
         if persistence.estimate is None
         else _survival("persistence", persistence.title, persistence, (), horizon),
@@ -429,7 +440,9 @@ def _spread(values: Sequence[float], unit: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- patients
 
 
-def _patient(outcomes: Outcomes, i: int, links: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+def _patient(
+    outcomes: Outcomes, i: int, links: Mapping[tuple[str, str], str], pages: Mapping[str, str]
+) -> dict[str, Any]:
     subject = outcomes.subjects[i]
     order = {visit.name: visit.target_day for visit in outcomes.criteria.visits}
     calls = sorted(
@@ -437,33 +450,55 @@ def _patient(outcomes: Outcomes, i: int, links: Mapping[tuple[str, str], str]) -
         key=lambda call: order[call.timepoint] if call.day is None else call.day,
     )
     visits = outcomes.criteria.visits
+    page = pages.get(subject.patient_id, "")
+    line = " · ".join(f"{call.timepoint} {call.response.value}" for call in calls)
+    return {
+        "id": subject.patient_id,
+        "key": f"p{i + 1}",
+        "page": page,
+        "line": line or _day(subject.remission_day),
+        "facts": patient_facts(subject, outcomes.criteria),
+        "figure": figure_context(f"p{i + 1}", lambda theme: cohort.timeline_figure(subject, calls, visits, theme))
+        if calls and not page
+        else None,
+        "visits": [visit_context(call, links) for call in calls],
+    }
+
+
+def patient_facts(subject: Subject, criteria: Criteria) -> dict[str, str]:
+    """Say what became of a patient; what is not or never is left out."""
     facts = {
         "Best response": subject.best_response or MISSING,
         "First remission": _day(subject.remission_day),
-        f"Maintained {outcomes.criteria.keys.maintained_days} days": subject.maintained or MISSING,
+        f"Maintained {criteria.keys.maintained_days} days": subject.maintained or MISSING,
         "Relapse": _day(subject.relapse_day),
         "MRD relapse": _day(subject.mrd_relapse_day),
         "alloSCT": _day(subject.allosct_day),
         "Death": _day(subject.death_day),
         "Followed to": _day(subject.followed_to),
     }
-    return {
-        "id": subject.patient_id,
-        "key": f"p{i + 1}",
-        "line": " · ".join(f"{call.timepoint} {call.response.value}" for call in calls) or facts["First remission"],
-        "facts": {name: text for name, text in facts.items() if text != MISSING},
-        "figure": _figure(f"p{i + 1}", lambda theme: cohort.timeline_figure(subject, calls, visits, theme))
-        if calls
-        else None,
-        "visits": [_visit(call, links) for call in calls],
+    return {name: text for name, text in facts.items() if text != MISSING}
+
+
+def baseline_facts(one: Baseline) -> dict[str, str]:
+    """Say what is known of a patient before the infusion."""
+    row = _baseline_row(one)
+    facts = {
+        "Age": MISSING if one.age_years is None else f"{row['age']} years",
+        "CAR-T/kg": row["dose"] if one.dose_in_range is not False else f"{row['dose']}, out of range",
+        "Lymphodepletion": row["lymphodepletion"],
+        "Prior alloSCT": row["prior_allosct"],
+        "High burden at screening": row["burden"],
     }
+    return {name: text for name, text in facts.items() if text != MISSING}
 
 
 def _day(day: int | None) -> str:
     return MISSING if day is None else f"day {day}"
 
 
-def _visit(call: ResponseCall, links: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+def visit_context(call: ResponseCall, links: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """Say what one visit yields, as the pages show it; `links` as of `render_cohort`."""
     unseen = call.unseen.value if call.day is not None and not call.in_window else ""
     return {
         "timepoint": call.timepoint,
@@ -490,4 +525,5 @@ def _visit(call: ResponseCall, links: Mapping[tuple[str, str], str]) -> dict[str
 def _evidence(one: Evidence) -> str:
     if not one.column:
         return f"{one.statement}: {one.cell} (row {one.row})"
-    return f"{one.statement}: {one.column} = {one.cell or 'empty'} (row {one.row})"
+    place = f"measured: {one.acquisition}" if one.acquisition else f"row {one.row}"
+    return f"{one.statement}: {one.column} = {one.cell or 'empty'} ({place})"

@@ -57,6 +57,9 @@ from flowmrd.reporting.timeline import Point, course_timeline, mrd_points, timel
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from flowmrd.reporting.patients import Shown
+    from flowmrd.trial import Trial
+
 _PAGES = Path(__file__).resolve().parent / "pages"
 _LEVELS = (Level.VIOLATION, Level.WARNING, Level.INFO)
 _QC_ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
@@ -98,7 +101,12 @@ class _Page:
 
 
 def render_report(
-    results: Sequence[AcquisitionResult], run: Mapping[str, object], out: Path, *, single_file: bool = False
+    results: Sequence[AcquisitionResult],
+    run: Mapping[str, object],
+    out: Path,
+    *,
+    single_file: bool = False,
+    trial: Trial | None = None,
 ) -> Path:
     """Write the report of a run.
 
@@ -110,6 +118,7 @@ def render_report(
     run : content of run.json (versions, digests, settings, seed), shown as provenance
     out : folder, made if absent. Holds `index.html` and, unless `single_file`, `acquisitions/` and `assets/`
     single_file : put everything, plotly.js once, into `index.html`
+    trial : what a clinical table made of the run: a page for each patient and one for the cohort
 
     Returns
     -------
@@ -123,27 +132,33 @@ def render_report(
     """
     environment = _environment()
     out.mkdir(parents=True, exist_ok=True)
-    shell = _shell(single_file=single_file)
+    shell = _shell(single_file=single_file, trial=trial is not None)
+    patients = _PatientPages(trial, single_file=single_file)
     rows: list[dict[str, Any]] = []
     bodies: list[str] = []
     kept: set[str] = set()
     course_points: list[tuple[str, int, Sample]] = []
     mrd: dict[tuple[str, int], list[Point]] = {}
     if not single_file:
-        _write_assets(out / "assets")
+        _write_assets(out / "assets", trial=trial is not None)
         (out / "acquisitions").mkdir(exist_ok=True)
     for previous, page, following in _with_neighbours(_pages(results)):
         rows.append(_index_row(page, single_file=single_file))
         if page.result.point is not None:
             course_points.append((page.result.subject, page.result.course, page.result.point))
         mrd.setdefault((page.result.subject, page.result.course), []).extend(mrd_points(page.result))
+        patients.add(page, rows[-1])
         context = acquisition_context(page.result, key=page.key)
         context |= {
+            "subject": page.result.subject,
+            "patient_href": patients.href(page.result.subject, root="../"),
             "index_href": "#index" if single_file else "../index.html",
             "previous": _neighbour(previous, single_file=single_file),
             "next": _neighbour(following, single_file=single_file),
             # Every page would repeat the list of all acquisitions; it stands on the index.
-            "run": None if single_file else {name: item for name, item in run.items() if name != "acquisitions"},
+            "run": None
+            if single_file
+            else {name: run[name] for name in run if name not in {"acquisitions", "clinical"}},
         }
         body = environment.get_template("body.html").render(page=context)
         if single_file:
@@ -159,24 +174,147 @@ def render_report(
         for stale in sorted((out / "acquisitions").glob("*.html")):
             if stale.name not in kept:
                 stale.unlink()
+    if trial is not None:
+        bodies.extend(patients.render(environment, shell, out, mrd))
+    elif not single_file:
+        _remove_trial_pages(out)
     text = environment.get_template("index.html").render(
         **shell,
         root="",
         rows=rows,
         summary=_summary(rows),
-        run=run,
+        run=_shown_run(run),
         bodies=[_markup(body) for body in bodies],
+        **patients.index_context(),
+        # A patient's course stands on their own page.
         courses=[
             timeline_context(
                 course_timeline(one, mrd=mrd.get((one.kinetics.subject, one.kinetics.course), ())),
                 f"course-{number}",
             )
             for number, one in enumerate(subject_courses(course_points), start=1)
+            if not patients.href(one.kinetics.subject, root="")
         ],
     )
     index = out / "index.html"
     _write(index, text.encode())
     return index
+
+
+class _PatientPages:
+    """The pages of a trial's patients and of its cohort, gathered while the acquisitions' pages are written."""
+
+    def __init__(self, trial: Trial | None, *, single_file: bool) -> None:
+        self.trial, self.single_file = trial, single_file
+        names = [] if trial is None else [one.patient_id for one in trial.outcomes.subjects]
+        self.names = dict(zip(names, page_names(names), strict=True))
+        self.keys = {name: f"patient-{number}" for number, name in enumerate(names, start=1)}
+        self.shown: dict[str, list[Shown]] = {}
+
+    def href(self, subject: str, *, root: str) -> str:
+        """Return the address of a patient's page; empty where there is none."""
+        if subject not in self.names:
+            return ""
+        return f"#{self.keys[subject]}" if self.single_file else f"{root}patients/{self.names[subject]}.html"
+
+    def add(self, page: _Page, row: Mapping[str, Any]) -> None:
+        if page.result.subject in self.names:
+            from flowmrd.reporting.patients import shown_of
+
+            href = f"#{page.key}" if self.single_file else f"../acquisitions/{page.name}.html"
+            shown = shown_of(page.result, row, href=href, key=page.key)
+            self.shown.setdefault(page.result.subject, []).append(shown)
+
+    def index_context(self) -> dict[str, Any]:
+        """Return what the index shows of the patients."""
+        if self.trial is None:
+            return {"patients": []}
+        from flowmrd.reporting.patients import index_rows
+
+        rules = self.trial.inputs.criteria
+        return {
+            "patients": [{**row, "href": self.href(row["id"], root="")} for row in index_rows(self.trial)],
+            "visit_names": [visit.name for visit in rules.visits],
+            "criteria": f"{rules.document.criteria.title} ({rules.id} {rules.version})",
+            "cohort_href": "#cohort" if self.single_file else "cohort.html",
+        }
+
+    def render(
+        self,
+        environment: Environment,
+        shell: Mapping[str, Any],
+        out: Path,
+        mrd: Mapping[tuple[str, int], Sequence[Point]],
+    ) -> list[str]:
+        """Write the pages; in the single file hand back their bodies instead."""
+        from flowmrd.reporting.patients import patient_context, report_cohort_context
+
+        trial = self.trial
+        assert trial is not None
+        bodies = []
+        pages = [*self.names]
+        for number, subject in enumerate(trial.outcomes.subjects):
+            name = subject.patient_id
+            context = patient_context(
+                trial, subject, self.shown.get(name, ()), mrd.get((name, 1), ()), key=self.keys[name]
+            )
+            near = {"previous": number - 1, "next": number + 1}
+            context |= {
+                which: {"name": pages[place], "href": self._beside(pages[place])} if 0 <= place < len(pages) else None
+                for which, place in near.items()
+            }
+            context |= {
+                "index_href": "#index" if self.single_file else "../index.html",
+                "cohort_href": "#cohort" if self.single_file else "../cohort.html",
+            }
+            bodies.append(environment.get_template("patient.html").render(page=context))
+            if not self.single_file:
+                self._write(environment, shell, out / "patients" / f"{self.names[name]}.html", context, bodies.pop())
+        links = {
+            (call.patient_id, call.timepoint): one.href.removeprefix("../")
+            for call in trial.outcomes.calls
+            for one in self.shown.get(call.patient_id, ())
+            if one.name == trial.source_of(call)
+        }
+        context = report_cohort_context(
+            trial,
+            {name: self.href(name, root="") for name in self.names},
+            links,
+            index_href="#index" if self.single_file else "index.html",
+        )
+        bodies.append(environment.get_template("cohort_body.html").render(page=context))
+        if not self.single_file:
+            self._write(environment, shell, out / "cohort.html", context, bodies.pop())
+            for stale in sorted((out / "patients").glob("*.html")):
+                if stale.stem not in self.names.values():
+                    stale.unlink()
+        return bodies
+
+    def _beside(self, subject: str) -> str:
+        return f"#{self.keys[subject]}" if self.single_file else f"{self.names[subject]}.html"
+
+    def _write(
+        self, environment: Environment, shell: Mapping[str, Any], path: Path, context: Mapping[str, Any], body: str
+    ) -> None:
+        path.parent.mkdir(exist_ok=True)
+        root = "" if path.name == "cohort.html" else "../"
+        text = environment.get_template("trial_page.html").render(**shell, root=root, page=context, body=_markup(body))
+        _write(path, text.encode())
+
+
+def _remove_trial_pages(out: Path) -> None:
+    """Take away pages that an earlier run with a clinical table left."""
+    (out / "cohort.html").unlink(missing_ok=True)
+    for stale in sorted((out / "patients").glob("*.html")):
+        stale.unlink()
+
+
+def _shown_run(run: Mapping[str, object]) -> dict[str, object]:
+    """Leave out of the shown record what the patients' pages show better."""
+    clinical = run.get("clinical")
+    if not isinstance(clinical, Mapping):
+        return dict(run)
+    return {**run, "clinical": {name: item for name, item in clinical.items() if name != "responses"}}
 
 
 def acquisition_context(result: AcquisitionResult, *, key: str) -> dict[str, Any]:
@@ -266,17 +404,21 @@ def _markup(text: str) -> Any:
     return Markup(text)  # noqa: S704 -- only output of our own autoescaping templates and of _json comes here
 
 
-def _shell(*, single_file: bool) -> dict[str, Any]:
+def _shell(*, single_file: bool, trial: bool = False) -> dict[str, Any]:
     """What every page's frame needs: the content-security policy, settings, and in the single file the assets."""
     shell: dict[str, Any] = {
         "single_file": single_file,
+        "trial": trial,
         "version": __version__,
         "settings": _markup(_json({"config": figures.CONFIG, "themes": figures.THEMES})),
     }
     if single_file:
-        script, plotly = _asset_text("report.js"), _plotly_js().decode()
+        more = "cohort" if trial else ""
+        script = _asset_text("report.js") + (_asset_text(f"{more}.js") if more else "")
+        style = _asset_text("report.css") + (_asset_text(f"{more}.css") if more else "")
+        plotly = _plotly_js().decode()
         hashes = " ".join(f"'sha256-{_sha256_base64(text)}'" for text in (script, plotly))
-        shell |= {"script": _markup(script), "plotly": _markup(plotly), "style": _markup(_asset_text("report.css"))}
+        shell |= {"script": _markup(script), "plotly": _markup(plotly), "style": _markup(style)}
         scripts, styles = hashes, "'unsafe-inline'"
     else:
         # A page opened by double-click has the scheme file: and no origin; not every browser lets 'self' match it.
@@ -311,13 +453,10 @@ def _json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _write_assets(folder: Path) -> None:
+def _write_assets(folder: Path, *, trial: bool) -> None:
     folder.mkdir(exist_ok=True)
-    assets = {
-        "report.css": _asset_text("report.css").encode(),
-        "report.js": _asset_text("report.js").encode(),
-        "plotly.min.js": _plotly_js(),
-    }
+    names = ["report.css", "report.js", *(["cohort.css", "cohort.js"] if trial else [])]
+    assets = {name: _asset_text(name).encode() for name in names} | {"plotly.min.js": _plotly_js()}
     for name, content in assets.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != content:

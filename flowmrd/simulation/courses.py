@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,38 @@ def course_document(
     return document_of(rows, source=f"{_DOCUMENT}.toml", places=places, folder=Path())
 
 
+def other_t_cells(day: float) -> float:
+    """T cells without the receptor, per µl, on a day of any course."""
+    numbers = _numbers()["other_t"]
+    return float(np.interp(day, numbers["days"], numbers["per_ul"]))
+
+
+def b_cells_back_day(kind: str) -> float:
+    """Day from which a course has B cells again; infinite where they stay away."""
+    return float(_numbers()["course"][kind].get("b_cells_back_day", math.inf))
+
+
 def course_rows(
-    kind: str, seed: int, *, pseudonym: str, events: int | None = None, lab: str = ""
+    kind: str,
+    seed: int,
+    *,
+    pseudonym: str,
+    events: int | None = None,
+    lab: str = "",
+    days: Sequence[int] | None = None,
+    stem: str = "",
+    infusion: dt.date | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the visits of a course as a subject document holds them."""
+    """Return the visits of a course as a subject document holds them.
+
+    `days` of the samples and `infusion` date are by default the document's; `stem` begins the files' names.
+    """
     numbers = _numbers()
     curve, own = draw_curve(kind, seed), numbers["course"][kind]
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 32])))
-    stem = f"{kind}-{seed}"
-    infusion: dt.date = numbers["infusion_date"]
+    stem = stem or f"{kind}-{seed}"
+    infusion = infusion or numbers["infusion_date"]
+    assert isinstance(infusion, dt.date)
     common = {
         "pseudonym": pseudonym,
         "patient_seed": seed,
@@ -148,12 +172,12 @@ def course_rows(
         "control_acquisition": ";".join(f"{stem}-{name}" for name in [*controls, "product"]),
         "control_kind": ";".join(["pre_infusion"] * len(controls) + ["positive"]),
     }
-    for day in numbers["days"]:
+    for day in numbers["days"] if days is None else days:
         if day > own.get("last_day", math.inf):
             break
         car = curve.at(day)
-        other = float(np.interp(day, numbers["other_t"]["days"], numbers["other_t"]["per_ul"]))
-        back = day >= own.get("b_cells_back_day", math.inf)
+        other = other_t_cells(day)
+        back = day >= b_cells_back_day(kind)
         scenario = "recovery" if back else "normal" if day < 7 else "expansion" if car > 0.1 * other else "aplasia"
         t_share = _t_share(numbers["tube"], scenario)
         leukocytes = (car + other) / t_share
@@ -169,6 +193,7 @@ def course_rows(
     return rows
 
 
+@cache
 def _t_share(tube: str, scenario: str) -> float:
     """Expected share of T cells among nucleated cells of a scenario."""
     profile = load_profile(tube).profile
@@ -179,5 +204,6 @@ def _t_share(tube: str, scenario: str) -> float:
     return sum(share[group] for group in t_groups) / sum(share[group] for group in split)
 
 
+@cache
 def _numbers() -> dict[str, Any]:
     return tomllib.loads(packaged_document(_DOCUMENT))

@@ -21,6 +21,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowmrd.clinical.safety import EVENT_COLUMNS
+from flowmrd.clinical.table import COLUMNS
 from flowmrd.errors import SettingsError
 from flowmrd.simulation.acquisition import SIMULATOR_VERSION as _VERSION
 from flowmrd.simulation.acquisition import Parameters, check_parameters, parameter_record, simulate
@@ -29,6 +31,7 @@ from flowmrd.simulation.writing import ByteOrder, DataType, WrittenFiles, write_
 
 MANIFEST_NAME = "manifest.csv"
 DEMO_SUBJECT = "demo-subject"
+_DEMO_CLINICAL = "demo-clinical"
 
 # The worklist's columns, in its order; those empty in every row are left out.
 MANIFEST_COLUMNS = (
@@ -121,6 +124,26 @@ def load_subject(path: Path) -> SubjectDocument:
 def demo_subject() -> SubjectDocument:
     """The shipped demo: before the infusion, then day 28 and months 3, 6 and 12."""
     return _document(tomllib.loads(packaged_document(DEMO_SUBJECT)), source=f"{DEMO_SUBJECT}.toml", folder=Path())
+
+
+def write_demo_tables(out: Path) -> Path:
+    """Write the demo subject's clinical, baseline and adverse-event tables; the MRD columns are a run's to fill.
+
+    Returns
+    -------
+    path of the clinical table
+
+    Raises
+    ------
+    SettingsError : the folder cannot be written
+    """
+    document = tomllib.loads(packaged_document(_DEMO_CLINICAL))
+    patient = document["patient"]
+    rows = [{**document["every"], **patient, **visit} for visit in document["visit"]]
+    own = {"patient_id": patient["patient_id"]}
+    write_table(out / "baseline.csv", [*own, *document["baseline"]], [{**own, **document["baseline"]}])
+    write_table(out / "adverse_events.csv", EVENT_COLUMNS, [{**own, **event} for event in document["event"]])
+    return write_table(out / "clinical.csv", COLUMNS, rows)
 
 
 def write_subject(

@@ -421,9 +421,18 @@ def test_every_call_tells_its_rule_and_the_cells_that_made_it_fire() -> None:
     assert [one.cell for one in found[1].evidence if one.statement == "remission before is Y"] == ["CR"]
     assert [one.row for one in found[1].evidence if one.statement == "remission before is Y"] == [2]
     assert found[0].rule_id == "S8-CR"
-    assert {one.column for one in found[0].evidence} == {"anc", "plt", "plt_tx_7d"}
+    marrow, sites = {"bm_blast_pct", "bm_status", "mrd_events", "mrd_denominator"}, {"emd", "cns", "pb_blast_pct"}
+    assert {one.column for one in found[0].evidence} - {""} == {"anc", "plt", "plt_tx_7d"} | marrow | sites
     frame = evidence_frame(found)
     assert set(frame["sentence"]) == {one.sentence for one in found}
+
+
+def test_what_follows_because_nothing_else_holds_names_the_cells_that_were_asked() -> None:
+    # Flow below 1% overrules 25% blasts never: the marrow is diseased because no other case holds.
+    found = call({"bm_blast_pct": "30", "mrd_events": "900"})
+    cells = {one.column: (one.cell, one.statement) for one in found.evidence if one.column}
+    assert cells["bm_blast_pct"] == ("30", "no other case of marrow")
+    assert cells["mrd_denominator"][0] == "500000"
 
 
 def test_a_relapse_without_cd19_is_an_alert_also_outside_a_window() -> None:

@@ -73,6 +73,17 @@ NO_VISIT = dict.fromkeys(CLEAN, "") | {"patient_id": "P1", "day": "", "last_cont
             ),
         ),
         (
+            [{"mrd_denominator": "1e400"}],
+            "clinical.csv, row 2, mrd_denominator: expected at most 1e+09; got 1e400",
+        ),
+        (
+            [{"anc": "２.0"}],  # digits of another script
+            (
+                "clinical.csv, row 2, anc: expected a number or an empty cell; got '２.0' "
+                "(leave the cell empty where the value is missing)"
+            ),
+        ),
+        (
             [{"plt": "120000"}],
             (
                 "clinical.csv, row 2, plt: PLT_UNIT: expected 10⁹/L, at most 3000; got 120000 "

@@ -11,9 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from flowmrd.clinical.baseline import read_baseline
+from flowmrd.clinical.outcomes import subjects_of
+from flowmrd.clinical.response import classify
+from flowmrd.clinical.rules import load_criteria
+from flowmrd.clinical.safety import read_adverse_events
+from flowmrd.clinical.table import read_clinical_table
 from flowmrd.errors import SettingsError
 from flowmrd.fcs import read_fcs
 from flowmrd.simulation import Visit, demo_subject, load_subject, simulate, write_subject
+from flowmrd.simulation.subject import write_demo_tables
 
 DOCUMENT = """
 [subject]
@@ -180,3 +187,18 @@ def test_the_sample_of_day_28_is_the_demos_and_can_prove_one_in_ten_thousand(sam
 
 def test_the_samples_stay_under_30_megabytes(samples: Path) -> None:
     assert sum(path.stat().st_size for path in samples.iterdir() if path.is_file()) <= 30_000_000
+
+
+def test_the_demo_has_clinical_tables_that_say_what_its_files_do_not(tmp_path: Path) -> None:
+    criteria = load_criteria()
+    table = read_clinical_table(write_demo_tables(tmp_path), visits=criteria.visits)
+    days = {one.name: one.study_day for one in demo_subject().visits if one.parameters.tube == "ball-mrd-10c"}
+    assert [one.day for one in table.assessments] == [day for day in days.values() if day > 0]
+    assert {one.mrd_events for one in table.assessments} == {None}
+    assert table.findings == ()
+    baseline = read_baseline(tmp_path / "baseline.csv", criteria)
+    assert (baseline.rows[0].dose_in_range, baseline.rows[0].high_burden, baseline.findings) == (True, True, ())
+    calls = classify(table, criteria)
+    outcome = subjects_of(table, calls, criteria)
+    safety = read_adverse_events(tmp_path / "adverse_events.csv", outcome, last_day=30)
+    assert ({one.category for one in safety.events}, safety.findings) == ({"crs", "b_cell_depletion"}, ())
