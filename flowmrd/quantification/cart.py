@@ -40,6 +40,11 @@ class _Control(_Section):
     recovery_note: float
 
 
+class _Blasts(_Section):
+    min_events: int
+    cluster_width: float
+
+
 class _Subsets(_Section):
     min_parent_events: int
 
@@ -60,6 +65,7 @@ class CarRules(_Section):
     version: str
     detection: _Detection
     control: _Control
+    blasts: _Blasts
     subsets: _Subsets
     dose: _Dose
     qpcr: _Qpcr

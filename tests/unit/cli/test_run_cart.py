@@ -115,6 +115,8 @@ def test_each_acquisition_has_four_analytes(course: Path) -> None:
     assert [line["unit"] for line in rows] == ["%", "/uL", "1", "/uL"]
     assert float(rows[2]["value"]) == 1.0
     assert rows[3]["category"] == "APLASIA"
+    # Results of different reagents are not interchangeable: reagent and lot stand in the row, not only in the manifest.
+    assert [line["reagent"] for line in rows] == ["CD19 protein, lot A"] * 3 + [""]
 
 
 def test_without_car_t_cells_nothing_is_detected_and_b_cells_are_back(course: Path) -> None:
