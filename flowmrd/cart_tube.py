@@ -415,7 +415,8 @@ def car_on_blasts(
 ) -> tuple[QcFinding, ...]:
     """Warn of blast-like cells that carry the receptor, clustered and more than the controls have (2-antigen-loss 2.4).
 
-    Without a control they must be more than the share that is taken for CAR-T without one.
+    Without a control the reagent's background on B cells looks the same: that is only noted, and only where they are more
+    than the share that is taken for CAR-T without one.
     """
     name, one, rules = template.counts.car_blasts, car_measurement(template), load_car_rules()
     if name is None or one is None or one.channel not in source.markers:
@@ -429,7 +430,8 @@ def car_on_blasts(
         low, _ = newcombe(events, parent, background.events, background.parent_events)
         against = f"{expected:.0f} expected by the controls"
     else:
-        expected, against = rules.detection.preliminary_fraction * parent, "no control to compare with"
+        expected = rules.detection.preliminary_fraction * parent
+        against = "without a control this may be background of the reagent"
         low = wilson(events, parent)[0] - rules.detection.preliminary_fraction
     if low <= 0 or events - expected < rules.blasts.min_events:
         return ()
@@ -448,7 +450,8 @@ def car_on_blasts(
         f"{events:,} blast-like cells without CD3 carry the CAR, {clustered:,} of them alike; {against}: a transduced "
         "blast hides its CD19. Look at them and at a marrow by CD22 and CD10; they are not counted as CAR-T."
     )
-    return (QcFinding(level=Level.WARNING, code="CAR_POS_BLAST", message=text, where=name),)
+    level = Level.INFO if background is None else Level.WARNING
+    return (QcFinding(level=level, code="CAR_POS_BLAST", message=text, where=name),)
 
 
 def _anchored_on(
@@ -524,7 +527,7 @@ def measure_cart(
         car = _car(measured, gating, anchor)
         # In a later course the cells of the one before may still be there.
         if car.detected and specimen.course == 1 and specimen.in_course and (key.study_day or 0) < 0:
-            text = "Before the infusion there are no CAR-T cells: what is seen is the reagent's background or leak of a dye."
+            text = "No CAR-T cell can be there before the infusion: this is background of the reagent or leak of a dye."
             findings.append(
                 QcFinding(level=Level.WARNING, code="CAR_BEFORE_INFUSION", message=text, where=measured.numerator)
             )

@@ -82,7 +82,7 @@ def test_limits_visits_and_events_are_drawn_and_named(figure: dict[str, Any]) ->
     assert shapes.count("event") == 2
     assert "band" in shapes
     texts = {note["text"] for note in figure["layout"]["annotations"]}
-    assert {"D28", "M3", "M6", "<b>Infusion</b>", "<b>alloSCT</b>", "aplasia < 10"} <= texts
+    assert {"D28", "M3", "M6", "<b>Infusion</b>", "<b>alloSCT</b>", "aplasia &lt; 10"} <= texts
 
 
 def test_nothing_lies_outside_its_panel(figure: dict[str, Any]) -> None:
