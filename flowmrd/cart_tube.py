@@ -813,7 +813,9 @@ def _absolute_row(
             wording += f"; {counted[1].cells_per_ul:.3g} by {_PLATFORM_WORDS[counted[1].platform]}"
     else:
         head = "not detected" if car is not None and car.evaluable else "not evaluable"
-        wording = f"CAR-T {head}: below {best.lod_per_ul:.2g} cells/µl by {_PLATFORM_WORDS[best.platform]}"
+        # The estimate's upper limit can lie above the LOD: then it, and not the LOD, is what the cells are below.
+        most = max(best.lod_per_ul, best.ci_high)
+        wording = f"CAR-T {head}: below {most:.2g} cells/µl by {_PLATFORM_WORDS[best.platform]}"
     # What the count rests on: beads, the stretch of time that the recorded volume is of, or the analyser's lymphocytes.
     rests_on = {Platform.VOLUME: names.whole, Platform.DUAL: names.lymphocytes}
     denominator = (rests_on.get(best.platform) if best is not None else None) or one.denominator
