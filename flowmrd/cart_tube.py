@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flowmrd.cytometry.events import DataState, EventSource, Panel, Role
 from flowmrd.errors import GatingError, Level, QcFinding
 from flowmrd.fcs import Spillover
-from flowmrd.gating.control import Anchored, Intensities, anchored, control_quantile
+from flowmrd.gating.control import Anchored, Intensities, anchored, control_quantile, residual_spillover
 from flowmrd.gating.engine import GatingResult
 from flowmrd.gating.template import ROOT, Counts, GatingTemplate, Measurement, depends_on
 from flowmrd.quantification.absolute import (
@@ -34,7 +34,16 @@ from flowmrd.quantification.absolute import (
     share_of,
     volume_count,
 )
-from flowmrd.quantification.cart import Background, CarResult, Estimate, load_car_rules, measure_car, subset_shares
+from flowmrd.quantification.cart import (
+    Background,
+    CarResult,
+    Estimate,
+    load_car_rules,
+    measure_car,
+    newcombe,
+    subset_shares,
+    wilson,
+)
 from flowmrd.quantification.kinetics import Sample, is_aplastic, load_kinetics_rules
 from flowmrd.quantification.rare_events import Call, Category, clopper_pearson
 from flowmrd.records import Axis, ControlOverlay, MeasurementRow
@@ -155,10 +164,10 @@ def chosen_controls(
     return (), positive, tuple(findings)
 
 
-def reduced(template: GatingTemplate, one: Measurement) -> GatingTemplate:
-    """Return the template with what the parent and strata of a measurement need, and nothing else."""
+def reduced(template: GatingTemplate, one: Measurement, *, also: Sequence[str] = ()) -> GatingTemplate:
+    """Return the template with what the parent and strata of a measurement and `also` need, and nothing else."""
     needed: set[str] = set()
-    waiting = [one.denominator, *one.strata]
+    waiting = [one.denominator, *one.strata, *also]
     while waiting:
         name = waiting.pop()
         if name == ROOT or name in needed:
@@ -179,15 +188,26 @@ def other_colours(source: EventSource, template: GatingTemplate, one: Measuremen
     return tuple(marker for marker in source.markers if roles[marker] is Role.FLUOR and marker != one.channel)
 
 
-def parent_cells(source: EventSource, gating: GatingResult, template: GatingTemplate, one: Measurement) -> Intensities:
-    """Read the parent's events of one acquisition: the reagent's channel, the other colours, the strata."""
+def parent_cells(
+    source: EventSource,
+    gating: GatingResult,
+    template: GatingTemplate,
+    one: Measurement,
+    *,
+    population: str | None = None,
+) -> Intensities:
+    """Read the parent's events of one acquisition: the reagent's channel, the other colours, the strata.
+
+    `population` takes the parent's place.
+    """
+    wanted_events = population or one.denominator
     others = other_colours(source, template, one)
     wanted = tuple(marker for marker in source.markers if marker == one.channel or marker in others)
     members = gating.memberships
     columns: dict[str, list[NDArray[np.float64]]] = {marker: [] for marker in wanted}
     codes: list[NDArray[np.intp]] = []
     for start, block in source.blocks(wanted):
-        rows = np.flatnonzero(members.mask(one.denominator, start, block.size))
+        rows = np.flatnonzero(members.mask(wanted_events, start, block.size))
         for marker in wanted:
             columns[marker].append(np.array(block.linear(marker, rows), np.float64))
         code = np.zeros(rows.size, np.intp)
@@ -219,6 +239,7 @@ class Anchor:
     result: Anchored | None
     overlay: ControlOverlay
     findings: tuple[QcFinding, ...]
+    blast_background: Background | None = None
 
 
 OVERLAY_BINS = 160
@@ -360,6 +381,79 @@ def place_anchor(
     )
 
 
+def suspects_of(template: GatingTemplate) -> str | None:
+    """Name the population among whose cells the receptor would be an alarm, if the template has one."""
+    name = template.counts.car_blasts
+    return None if name is None else template.row(name).parent
+
+
+def blast_background(
+    anchor: Anchor, source: EventSource, one: Measurement, controls: Sequence[tuple[Intensities, Intensities]]
+) -> Background | None:
+    """Count the controls' blast-like cells above the sample's cut; `None` without any.
+
+    Parameters
+    ----------
+    controls : parent's and blast-like cells of each negative control, in the order they were anchored
+    """
+    events = parents = 0
+    for place, (parent, suspects) in enumerate(controls):
+        values = suspects.values
+        if anchor.result is None:
+            above = values > float(source.transforms[one.channel].inverse(np.array([anchor.cut]))[0])
+        else:
+            match = anchor.result.matches[place]
+            values = values - residual_spillover(parent.values, parent.others) @ suspects.others
+            above = match.gain * values + match.offset > anchor.result.cut
+        events += int(np.count_nonzero(above))
+        parents += values.size
+    return Background(events=events, parent_events=parents) if parents else None
+
+
+def car_on_blasts(
+    source: EventSource, gating: GatingResult, template: GatingTemplate, anchor: Anchor | None
+) -> tuple[QcFinding, ...]:
+    """Warn of blast-like cells that carry the receptor, clustered and more than the controls have (2-antigen-loss 2.4).
+
+    Without a control the reagent's background on B cells looks the same: that is only noted, and only where they are more
+    than the share that is taken for CAR-T without one.
+    """
+    name, one, rules = template.counts.car_blasts, car_measurement(template), load_car_rules()
+    if name is None or one is None or one.channel not in source.markers:
+        return ()
+    events, parent = gating.counts[name], gating.counts[template.row(name).parent]
+    if events < rules.blasts.min_events or parent == 0:
+        return ()
+    background = anchor.blast_background if anchor is not None else None
+    if background is not None:
+        expected = parent * background.events / background.parent_events
+        low, _ = newcombe(events, parent, background.events, background.parent_events)
+        against = f"{expected:.0f} expected by the controls"
+    else:
+        expected = rules.detection.preliminary_fraction * parent
+        against = "without a control this may be background of the reagent"
+        low = wilson(events, parent)[0] - rules.detection.preliminary_fraction
+    if low <= 0 or events - expected < rules.blasts.min_events:
+        return ()
+    roles = {spec.marker: spec.role for spec in template.channel}
+    markers = tuple(m for m in source.markers if roles[m] is Role.FLUOR and m != one.channel)
+    parts = [
+        np.stack([block.scaled(m)[gating.memberships.mask(name, start, block.size)] for m in markers])
+        for start, block in source.blocks(markers)
+    ]
+    values = np.concatenate(parts, axis=1)
+    near = np.abs(values - np.median(values, axis=1, keepdims=True)) <= rules.blasts.cluster_width
+    clustered = int(np.count_nonzero(near.all(axis=0)))
+    if clustered < rules.blasts.min_events:
+        return ()
+    text = (
+        f"{events:,} blast-like cells without CD3 carry the CAR, {clustered:,} of them alike; {against}: a transduced "
+        "blast hides its CD19. Look at them and at a marrow by CD22 and CD10; they are not counted as CAR-T."
+    )
+    level = Level.INFO if background is None else Level.WARNING
+    return (QcFinding(level=level, code="CAR_POS_BLAST", message=text, where=name),)
+
+
 def _anchored_on(
     source: EventSource,
     sample: Intensities,
@@ -431,6 +525,12 @@ def measure_cart(
         )
     elif measured is not None:
         car = _car(measured, gating, anchor)
+        # In a later course the cells of the one before may still be there.
+        if car.detected and specimen.course == 1 and specimen.in_course and (key.study_day or 0) < 0:
+            text = "No CAR-T cell can be there before the infusion: this is background of the reagent or leak of a dye."
+            findings.append(
+                QcFinding(level=Level.WARNING, code="CAR_BEFORE_INFUSION", message=text, where=measured.numerator)
+            )
     absolute, more = _absolute_counts(names, gating, specimen, volume, car)
     findings.extend(more)
     findings.extend(_both_lineages(names, counts))
@@ -454,9 +554,12 @@ def measure_cart(
         elif one.kind in {"car", "car_detected"} or (one.kind == "car_absolute" and car is None):
             rows[one.analyte] = _not_done_row(key, one, counts)
         elif one.kind == "car_absolute":
-            rows[one.analyte] = _absolute_row(key, one, counts, absolute.get(names.car or ""), car, verdict)
+            rows[one.analyte] = _absolute_row(key, one, names, counts, absolute.get(names.car or ""), car, verdict)
         elif one.kind == "aplasia":
             rows[one.analyte] = _aplasia_row(key, one, counts, b_count, verdict)
+        if one.kind.startswith("car") and one.analyte in rows:
+            row, wording = rows[one.analyte]
+            rows[one.analyte] = replace(row, reagent=specimen.reagent.text), wording
     sample = None
     if specimen.in_course and key.study_day is not None:
         sample = _point(key, names, gating, specimen, car, absolute.get(names.car or ""), b_count)
@@ -690,6 +793,7 @@ _PLATFORM_WORDS = {Platform.BEADS: "counting beads", Platform.VOLUME: "recorded 
 def _absolute_row(
     key: Key,
     one: Measurement,
+    names: Counts,
     counts: Mapping[str, int],
     counted: tuple[AbsoluteCount, ...] | None,
     car: CarResult | None,
@@ -708,12 +812,19 @@ def _absolute_row(
         if counted is not None and len(counted) > 1:
             wording += f"; {counted[1].cells_per_ul:.3g} by {_PLATFORM_WORDS[counted[1].platform]}"
     else:
-        wording = f"CAR-T not detected: below {best.lod_per_ul:.2g} cells/µl by {_PLATFORM_WORDS[best.platform]}"
+        head = "not detected" if car is not None and car.evaluable else "not evaluable"
+        # The estimate's upper limit can lie above the LOD: then it, and not the LOD, is what the cells are below.
+        most = max(best.lod_per_ul, best.ci_high)
+        wording = f"CAR-T {head}: below {most:.2g} cells/µl by {_PLATFORM_WORDS[best.platform]}"
+    # What the count rests on: beads, the stretch of time that the recorded volume is of, or the analyser's lymphocytes.
+    rests_on = {Platform.VOLUME: names.whole, Platform.DUAL: names.lymphocytes}
+    denominator = (rests_on.get(best.platform) if best is not None else None) or one.denominator
     row = _row(
         key,
         one,
+        denominator=denominator,
         numerator_events=counts[one.numerator],
-        denominator_events=counts.get(one.denominator),
+        denominator_events=counts.get(denominator),
         fraction=None,
         ci_low=best.ci_low if best else None,
         ci_high=best.ci_high if best else None,
@@ -785,6 +896,7 @@ def _row(
     call: str,
     value: float | None,
     status: str,
+    denominator: str | None = None,
 ) -> MeasurementRow:
     return MeasurementRow(
         subject=key.subject,
@@ -793,7 +905,7 @@ def _row(
         analyte=one.analyte,
         numerator=one.numerator,
         numerator_events=numerator_events,
-        denominator=one.denominator,
+        denominator=denominator or one.denominator,
         denominator_events=denominator_events,
         fraction=fraction,
         ci_low=ci_low,

@@ -32,6 +32,7 @@ from flowmrd.gating.interop.document import (
 )
 from flowmrd.gating.interop.export import native_scale
 from flowmrd.gating.interop.load import load_strategy
+from flowmrd.quantification.absolute import acquisition_seconds, recorded_volume
 from flowmrd.records import (
     BINS,
     SCHEMA_VERSION,
@@ -112,7 +113,9 @@ def gate_by_document(
     evaluation = evaluate(strategy, fcs)
     names = {key: name for key, name in column_names(strategy.gates).items() if key in evaluation.counts}
     drawn = _Drawn(strategy, fcs)
-    findings = (*fcs.findings, *evaluation.findings)
+    # No stretch of time is left out here, so that the whole recorded volume is that of the counts.
+    volume = recorded_volume(fcs.keywords, seconds=acquisition_seconds(fcs.keywords))
+    findings = (*fcs.findings, *evaluation.findings, *volume.findings)
     if not strategy.gates and not strategy.unread:
         message = f"{strategy.source} has no gates for this file."
         findings += (QcFinding(level=Level.WARNING, code="NO_GATES", message=message, where=strategy.source),)
@@ -126,6 +129,7 @@ def gate_by_document(
         findings=findings,
         panels=_panels(drawn, evaluation, names) if panels else (),
         markers={drawn.labels[key]: one.channel for key, one in drawn.strategy.dimensions.items()},
+        volume_ul=volume.microlitres,
     )
     complete = bool(strategy.gates) and not strategy.unread and len(names) == len(strategy.gates)
     complete &= not any(one.code in {"GATE_LEFT_OUT", "GATE_CIRCLE"} for one in evaluation.findings)

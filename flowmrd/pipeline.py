@@ -30,13 +30,16 @@ from flowmrd.cart_tube import (
     Control,
     Key,
     Specimen,
+    blast_background,
     car_measurement,
+    car_on_blasts,
     chosen_controls,
     measure_cart,
     other_colours,
     parent_cells,
     place_anchor,
     reduced,
+    suspects_of,
     without_leaks,
 )
 from flowmrd.cytometry import quality
@@ -200,6 +203,7 @@ def _analyse(
     verdict = quality.overall(findings)
     cart = _cart(acquisition, template, gating, fcs, anchor, source.markers, verdict)
     findings.extend(cart.findings)
+    findings.extend(car_on_blasts(source, gating, template, anchor))
     found = detection_of(gating)
     measured = [
         (*cart.rows[one.analyte], ())
@@ -417,11 +421,13 @@ def _anchor(
         return None, ()
     negative, positive, findings = chosen_controls(acquisition.controls, acquisition.specimen.reagent)
     said = list(findings)
-    small = reduced(template, one)
+    suspects = suspects_of(template)
+    small = reduced(template, one, also=(suspects,) if suspects else ())
     cells: dict[str, Intensities] = {}
+    blast_like: dict[str, Intensities] = {}
     for control in (*negative, *((positive,) if positive else ())):
         try:
-            cells[control.name] = _control_cells(control, small, one, settings)
+            cells[control.name], blast_like[control.name] = _control_cells(control, small, one, settings, suspects)
         except (InputError, AnalysisError, OSError) as error:
             text = f"The control {control.name} cannot be used: {error}"
             said.append(QcFinding(level=Level.WARNING, code="CONTROL_UNUSABLE", message=text, where=control.name))
@@ -433,11 +439,16 @@ def _anchor(
         (positive, cells[positive.name]) if positive is not None and positive.name in cells else None,
         other_colours(source, template, one),
     )
+    if anchor is not None and suspects:
+        beside = [(cells[name], blast_like[name]) for name in anchor.controls]
+        anchor = replace(anchor, blast_background=blast_background(anchor, source, one, beside))
     return anchor, (*said, *(anchor.findings if anchor else ()))
 
 
-def _control_cells(control: Control, template: GatingTemplate, one: Measurement, settings: Settings) -> Intensities:
-    """Gate a control as the sample is and read its parent's events."""
+def _control_cells(
+    control: Control, template: GatingTemplate, one: Measurement, settings: Settings, suspects: str | None
+) -> tuple[Intensities, Intensities]:
+    """Gate a control as the sample is and read its parent's events, and those of `suspects`."""
     acquisition = Acquisition(
         name=control.name, path=control.path, tube=control.tube, matrix=control.matrix, expected_sha256=control.sha256
     )
@@ -445,7 +456,8 @@ def _control_cells(control: Control, template: GatingTemplate, one: Measurement,
         _check_identity(acquisition, file_sha256(control.path))
     opened = open_acquisition(acquisition, template, settings)
     gating = apply_template(opened.source, template, usable=opened.usable)
-    return parent_cells(opened.source, gating, template, one)
+    parent = parent_cells(opened.source, gating, template, one)
+    return parent, parent_cells(opened.source, gating, template, one, population=suspects) if suspects else parent
 
 
 def _cart(
@@ -938,6 +950,7 @@ def _unassessed(acquisition: Acquisition, template: GatingTemplate, sha256: str)
             unit=one.unit,
             status="needs_check",
             gate_set=_provenance(acquisition, template, one),
+            reagent=acquisition.specimen.reagent.text if one.kind.startswith("car") else "",
         )
         for one in template.measurement
         if one.kind != "own"

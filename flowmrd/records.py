@@ -200,6 +200,7 @@ class MeasurementRow:
     unit: str
     status: str
     gate_set: str = ""
+    reagent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,6 +406,7 @@ class AcquisitionResult:
     phenotype: Mapping[str, Any] | None = None  # the blasts found here, for later samples (JSON)
     hemodilution: str = ""  # OK | UNCERTAIN | SUSPECT, empty where it was not judged
     withheld: tuple[str, ...] = ()  # why no result may stand, in words; empty where one may
+    volume_ul: float | None = None  # of stained sample that the instrument took in, where counts may rest on it
 
 
 # ------------------------------------------------------------------------------------------ tables and the run folder
@@ -421,6 +423,7 @@ POPULATIONS: Mapping[str, str] = {
     "events": _COUNT,
     "parent_events": _COUNT,
     "fraction_of_parent": _REAL,
+    "per_ul": _REAL,
 }
 MEASUREMENTS: Mapping[str, str] = {
     "subject": _TEXT,
@@ -443,6 +446,7 @@ MEASUREMENTS: Mapping[str, str] = {
     "unit": _TEXT,
     "status": _TEXT,
     "gate_set": _TEXT,
+    "reagent": _TEXT,
 }
 FINDINGS: Mapping[str, str] = {
     "acquisition": _TEXT,
@@ -578,6 +582,7 @@ def table_rows(results: Iterable[AcquisitionResult]) -> dict[str, list[tuple[obj
                 row.events,
                 row.parent_events,
                 row.fraction_of_parent,
+                row.events / result.volume_ul if result.volume_ul else None,
             )
             for row in result.populations
         )

@@ -29,6 +29,10 @@ def command(counts: Path, out: Path, *, report: bool) -> None:
 
     table = load_counts(counts)
     courses = courses_of(table.rows)
+    # Messages name no subject; the row where a course starts leads to it.
+    first: dict[tuple[str, int], int] = {}
+    for row in table.rows:
+        first.setdefault((row.subject, row.course), row.row)
     try:
         write_kinetics(courses, out)
     except OSError as error:
@@ -36,7 +40,8 @@ def command(counts: Path, out: Path, *, report: bool) -> None:
     for one in courses:
         for finding in one.findings:
             if finding.level != "info":
-                click.echo(f"{finding.level}: {finding.code}: {finding.message} ({finding.where})", err=True)
+                place = f"{finding.where} of the subject in row {first[one.kinetics.subject, one.kinetics.course]}"
+                click.echo(f"{finding.level}: {finding.code}: {finding.message} ({place})", err=True)
     click.echo(f"{len(courses)} course{'s' if len(courses) != 1 else ''}; results in {out}")
     if report:
         from flowmrd.reporting.timeline import course_timeline, render_timeline

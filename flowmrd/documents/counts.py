@@ -119,6 +119,8 @@ def _read(row: CsvRow, source: str) -> tuple[CountRow | None, list[InputError]]:
                 "" if least is None else f" of at least {least:g}" if most is None else f" from {least:g} to {most:g}"
             )
             hint = "write decimals with a point; leave a missing value empty"
+            if cell.startswith(("<", "≤")) or cell.casefold() in {"blq", "bloq", "nd", "neg"}:
+                hint = "below the limit: write 0, and the limit in lod_per_ul"
             fault(column, f"expected a number{limit}; got {cells[column]!r}", hint)
             return None
         return value

@@ -42,16 +42,21 @@ class AnchorSettings:
     sd_mean, sd_spread : log10 spread of positives, expected and its uncertainty
     brightness_units, brightness_sd : log10 brightness of positives, expected in widths of the negative peak's lower
         part, and its uncertainty; used without a product
-    brightness_drift_sd : of the positives' log10 brightness between sample and product
+    brightness_drift_sd : of the positives' log10 brightness between sample and product, beyond that of the controls
     flank_doubt : relative error of positives that hide in the flank
     shape_doubt : relative error of the negatives' share in a bin after matching
+    tail_shape_doubt : log of the factor by which the whole upper tail of the negatives may be longer or shorter after
+        matching; what such a factor explains is not taken for positives
     tail_doubt : relative standard error of the background above a cut that matching one control leaves; the sample's
         own day remains however many controls there are
     least_separation : share of positives that lie above 99 % of the negatives at least; what is dimmer cannot be told
         from negatives that the match did not bring together
     recovery_doubt : standard error of the recovery, as a share of the positives below the cut; twice that without a
         product, whose positives show the shape
-    far_better : by how much a fit with positives must be better (half a chi-square) where one without will do
+    far_better : by how much a fit with positives must be better (half a chi-square) than one without, where no product
+        shows how bright they are
+    least_known_recovery : without a product, fitted positives of which fewer lie above their best cut are not told
+        from what the match did not bring together, unless the fit is ten times as much better
     target_fraction : the cut is chosen for at least this fraction
     least_recovery : share of positives above the cut, less the background, that a cut must have
     most_background : a cut below more of the background is not taken
@@ -60,14 +65,16 @@ class AnchorSettings:
     least_events: int = 200
     flank_doubt: float = 0.3
     shape_doubt: float = 0.05
+    tail_shape_doubt: float = 0.25
     brightness_units: float = 12.0
-    brightness_sd: float = 0.3
+    brightness_sd: float = 0.35
     sd_mean: float = 0.31
     sd_spread: float = 0.08
-    brightness_drift_sd: float = 0.05
+    brightness_drift_sd: float = 0.07
     tail_doubt: float = 0.22
     least_separation: float = 0.3
-    far_better: float = 60.0
+    far_better: float = 100.0
+    least_known_recovery: float = 0.5
     recovery_doubt: float = 0.1
     target_fraction: float = 0.001
     least_recovery: float = 0.05
@@ -275,11 +282,18 @@ def anchored(
             anchor = of_product
     few, many = _both(values, sample.strata, cleaned, controls, numbers, anchor=anchor)
     if anchor is None:
-        # A match that needs no positives is kept unless the other explains the sample far better: dim positives of
-        # unknown brightness can stand for whatever the match did not bring together.
-        plain = _best_cut(values, spillover, few, numbers, confidence)
-        if plain.ci_low <= 0 and few.loss - many.loss < numbers.far_better:
+        none = _fit_from(values, sample.strata, cleaned, controls, numbers, anchor=None, start=None)
+        # A match without positives is kept unless one with them explains the sample far better: dim positives of
+        # unknown brightness can stand for whatever the match did not bring together. Few positives are then counted
+        # above the cut all the same, with the brightness that is expected of them.
+        plain = _best_cut(values, spillover, none, numbers, confidence)
+        best = min(few, many, key=lambda one: one.loss)
+        better = none.loss - best.loss
+        if better < numbers.far_better:
             return plain
+        found = _best_cut(values, spillover, best, numbers, confidence)
+        seen = found.recovery >= numbers.least_known_recovery or better >= 10 * numbers.far_better
+        return found if seen else plain
     return _best_cut(values, spillover, min(few, many, key=lambda one: one.loss), numbers, confidence)
 
 
@@ -327,7 +341,7 @@ def _both(
     anchor: _Fit | None = None,
 ) -> tuple[_Fit, _Fit]:
     few, many = (
-        _fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, many=many) for many in (False, True)
+        _fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, start=start) for start in (_FEW, _MANY)
     )
     return few, many
 
@@ -340,36 +354,37 @@ def _fit_from(
     numbers: AnchorSettings,
     *,
     anchor: _Fit | None,
-    many: bool,
+    start: float | None,
 ) -> _Fit:
+    """Match and fit in turn from a share of positives to start with; `None` = there are none."""
     from scipy.special import ndtr
 
     unit = _unit(values)
     top = max(int(one.max(initial=0)) for one in (strata, *(one.strata for one in controls))) + 1
     here = np.bincount(strata, minlength=top).astype(np.float64)
     there = [np.bincount(one.strata, minlength=top).astype(np.float64) for one in controls]
-    codes = np.concatenate([one.strata for one in controls])
     ranked = np.sort(values)
+    # In the order of their values, which no gain changes; what is joined of two then sorts fast.
     orders = [np.argsort(one) for one in cleaned]
+    sorted_controls = [one[order] for one, order in zip(cleaned, orders, strict=True)]
+    sorted_strata = [one.strata[order] for one, order in zip(controls, orders, strict=True)]
+    codes = np.concatenate(sorted_strata)
     gains = [_first_gain(values, one) for one in cleaned]
     per_stratum = np.zeros(top)
     fraction, mean, sd, offset = 0.0, 0.0, 1.0, 0.0
     for turn in range(_TURNS):
         negative = here * (1.0 - per_stratum)
         weights = [
-            np.divide(negative, count, out=np.zeros(top), where=count > 0)[one.strata]
-            for one, count in zip(controls, there, strict=True)
+            np.divide(negative, count, out=np.zeros(top), where=count > 0)[one]
+            for one, count in zip(sorted_strata, there, strict=True)
         ]
-        if turn > 0 or not many:
+        if turn > 0 or start is None or start < _MANY:
             flank = _flank(ranked, fraction, mean, sd, offset, numbers)
-            gains = [
-                _gain_of_flank(one[order], weight[order], *flank)
-                for one, weight, order in zip(cleaned, weights, orders, strict=True)
-            ]
-        joined = np.concatenate([gain * one + move for (gain, move), one in zip(gains, cleaned, strict=True)])
+            gains = [_gain_of_flank(one, weight, *flank) for one, weight in zip(sorted_controls, weights, strict=True)]
+        joined = np.concatenate([gain * one + move for (gain, move), one in zip(gains, sorted_controls, strict=True)])
         # Controls count by their events, whatever the share of them that has a stratum of the sample.
         joined_weights = np.concatenate([weight * (weight.size / weight.sum()) for weight in weights])
-        order = np.argsort(joined)
+        order = np.argsort(joined, kind="stable")
         cumulated = np.cumsum(joined_weights[order])
         cumulated /= cumulated[-1]
         fine = np.interp(_LEVELS, cumulated, joined[order])
@@ -381,18 +396,25 @@ def _fit_from(
             unit=unit,
             numbers=numbers,
             anchor=anchor,
-            guess=(0.3 if many else 0.002) if turn == 0 else (fraction, mean, sd),
+            brighter=_brighter(gains, anchor),
+            guess=start if turn == 0 or start is None else (fraction, mean, sd),
         )
         fraction, mean, sd = found.fraction, found.mean, found.sd
+        if start is None:
+            continue
         # The share of positives in each stratum, by the counts above a cut that most background stays below.
         cut = float(np.interp(0.99, _LEVELS, fine))
         above = float(ndtr(-(math.log10(max(cut - offset, 1e-3)) - mean) / sd))
+        sample_above = np.bincount(strata[values > cut], minlength=top)
+        over = joined > cut
+        control_above = np.bincount(codes[over], joined_weights[over], minlength=top)
+        control_whole = np.bincount(codes, joined_weights, minlength=top)
+        control_events = np.bincount(codes, minlength=top)
         for code in range(top):
             share = fraction
-            background = joined_weights[codes == code]
-            if here[code] >= 50 and background.size >= 50 and above > 0.05:
-                p = float(np.mean(values[strata == code] > cut))
-                q = float((background * (joined[codes == code] > cut)).sum() / max(background.sum(), 1e-9))
+            if here[code] >= 50 and control_events[code] >= 50 and above > 0.05:
+                p = float(sample_above[code] / here[code])
+                q = float(control_above[code] / max(control_whole[code], 1e-9))
                 share = (p - q) / max(above - q, 0.02)
             per_stratum[code] = min(max(share, 0.0), 0.95)
     return _Fit(
@@ -411,7 +433,20 @@ def _fit_from(
     )
 
 
+def _brighter(gains: Sequence[tuple[float, float]], anchor: _Fit | None) -> float:
+    """By how much positives of the sample are brighter than the product's, log10: the same controls matched to either.
+
+    Half of what the flank says: the noise in it does not grow with the staining.
+    """
+    if anchor is None:
+        return 0.0
+    steps = [math.log10(gain / match.gain) for (gain, _), match in zip(gains, anchor.matches, strict=True)]
+    return 0.5 * math.fsum(steps) / len(steps)
+
+
 _TURNS = 5
+_FEW, _MANY = 0.002, 0.3
+_NO_SHARE = -30.0  # logit
 _LEVELS = np.concatenate([np.linspace(0.0, 0.9, 1801)[:-1], 1.0 - np.geomspace(0.1, 1e-6, 1200), [1.0]])
 _UPPER = np.geomspace(0.3, 0.008, 40)
 _BINS = np.concatenate([[0.4, 0.3], np.geomspace(0.2, 0.001, 16)])
@@ -466,12 +501,13 @@ def _positives(
     unit: float,
     numbers: AnchorSettings,
     anchor: _Fit | None,
-    guess: float | tuple[float, float, float],
+    brighter: float,
+    guess: float | tuple[float, float, float] | None,
 ) -> _Positives:
     """Fraction, log10 mean and spread of positives beside negatives whose quantiles at `_LEVELS` are given.
 
     Least squares over bins with counting error and an error in proportion to the negatives, since their match is never
-    perfect and their events are many.
+    perfect and their events are many. With `guess` of `None` there are no positives; mean and spread are the expected.
     """
     from scipy.optimize import minimize
     from scipy.special import ndtr
@@ -481,37 +517,57 @@ def _positives(
     top = max(float(np.quantile(values, 0.9999)), 40.0 * unit, inside[-1] * 1.5)
     edges = np.unique(np.concatenate([inside, np.geomspace(max(inside[-1], unit), top, 16)[1:]]))
     counts = np.histogram(values, np.concatenate([[-np.inf], edges, [np.inf]]))[0].astype(np.float64)
-    n = np.diff(np.interp(edges, negatives, _LEVELS), prepend=0.0, append=1.0)
+    levels = np.interp(edges, negatives, _LEVELS)
+    n = np.diff(levels, prepend=0.0, append=1.0)
+    # How far up the tail a bin lies: 0 below the flank, 1 from the last hundredth on.
+    middle = np.concatenate([[0.0], levels[:-1] + 0.5 * np.diff(levels), [1.0]])
+    depth = np.clip(np.log(0.3 / np.maximum(1.0 - middle, 1e-9)) / math.log(0.3 / 0.01), 0.0, 1.0)
     logs = np.log10(np.maximum(edges - offset, 1e-3))
     border = math.log10(max(float(np.interp(0.99, _LEVELS, negatives)) - offset, 1e-3))
     if anchor is None:
         mean_prior = (math.log10(max(numbers.brightness_units * unit, 1e-3)), numbers.brightness_sd)
         sd_prior = (math.log(numbers.sd_mean), numbers.sd_spread / numbers.sd_mean)
     else:
-        mean_prior = (anchor.mean, math.hypot(numbers.brightness_drift_sd, math.sqrt(anchor.covariance[0, 0])))
+        # What makes the same control's cells brighter makes the positives brighter: voltages, dye, staining.
+        mean_prior = (
+            anchor.mean + brighter,
+            math.hypot(numbers.brightness_drift_sd, math.sqrt(anchor.covariance[0, 0])),
+        )
         sd_prior = (math.log(anchor.sd), math.hypot(0.03, math.sqrt(anchor.covariance[1, 1])))
 
     def loss(theta: F64) -> float:
         share = 1.0 / (1.0 + math.exp(-theta[0]))
         p = np.diff(ndtr((logs - theta[1]) / math.exp(theta[2])), prepend=0.0, append=1.0)
-        hidden = (1.0 - share) * n * size
+        hidden = (1.0 - share) * n * np.exp(theta[3] * depth) * size
         expected = hidden + share * p * size + 0.5
         variance = expected + (numbers.shape_doubt * hidden) ** 2
         value = 0.5 * float(((counts - expected) ** 2 / variance + np.log(variance)).sum())
         above = float(ndtr((theta[1] - border) / math.exp(theta[2])))
         value += 0.5 * (max(numbers.least_separation - above, 0.0) / 0.02) ** 2
+        value += 0.5 * (theta[3] / numbers.tail_shape_doubt) ** 2
         value += 0.5 * ((theta[1] - mean_prior[0]) / mean_prior[1]) ** 2
         return float(value + 0.5 * ((theta[2] - sd_prior[0]) / sd_prior[1]) ** 2)
 
+    if guess is None:
+        theta = np.array([_NO_SHARE, mean_prior[0], sd_prior[0], 0.0])
+        lengths = np.linspace(-3.0, 3.0, 121) * numbers.tail_shape_doubt
+        least = min(loss(np.array([*theta[:3], length])) for length in lengths)
+        return _Positives(
+            loss=least,
+            fraction=0.0,
+            mean=mean_prior[0],
+            sd=math.exp(sd_prior[0]),
+            covariance=np.diag(np.square([mean_prior[1], sd_prior[1]])),
+        )
     share, mean, sd = guess if isinstance(guess, tuple) else (guess, mean_prior[0], math.exp(sd_prior[0]))
     share = min(max(share, 1e-5), 0.99)
-    start = np.array([math.log(share / (1 - share)), mean, math.log(sd)])
-    simplex = np.concatenate([start[None], start + np.diag([0.7, 0.15, 0.15])])
+    start = np.array([math.log(share / (1 - share)), mean, math.log(sd), 0.0])
+    simplex = np.concatenate([start[None], start + np.diag([0.7, 0.15, 0.15, 0.1])])
     best = minimize(
         loss,
         start,
         method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-4, "maxfev": 600},
+        options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-4, "maxfev": 900},
     )
     theta = best.x
     return _Positives(
@@ -537,7 +593,7 @@ def _first_gain(values: F64, control: F64) -> tuple[float, float]:
 
 def _covariance(loss: object, theta: F64) -> F64:
     """Covariance of mean and log spread with all else free, from second differences of the loss."""
-    step = np.array([0.05, 0.02, 0.03])
+    step = np.array([0.05, 0.02, 0.03, 0.03])
     size = theta.size
     hessian = np.zeros((size, size))
     centre = loss(theta)  # type: ignore[operator]
@@ -556,9 +612,9 @@ def _covariance(loss: object, theta: F64) -> F64:
 
 
 def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, confidence: float) -> Anchored:
-    from scipy.special import ndtr
+    from scipy.special import ndtr, ndtri
 
-    order = np.argsort(fit.negatives)
+    order = np.argsort(fit.negatives, kind="stable")
     ranked, weights = fit.negatives[order], fit.weights[order]
     total, squares = float(weights.sum()), float((weights**2).sum())
     above_w = np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
@@ -607,7 +663,15 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
     fraction = (p - q) / (r - q)
     low = (p - q - math.hypot(p - p_low, math.hypot(q_high - q, doubt))) / (r - q)
     high = (p - q + math.hypot(p_high - p, math.hypot(q - q_low, doubt))) / (r - q)
-    of_recovery = z * abs(fraction) * r_se / (r - q)
+    # In spreads of the positives, where its error is symmetric: of cells that may be dimmer than expected, far more
+    # can lie below the cut than the same step brighter takes away.
+    place = -float(ndtri(min(max(r, 1e-9), 1 - 1e-9)))
+    step = z * r_se * math.sqrt(2 * math.pi) * math.exp(0.5 * place * place)
+    r_low, r_high = float(ndtr(-(place + step))), float(ndtr(-(place - step)))
+    up = (r - q) / max(r_low - q, numbers.least_recovery / 2) - 1.0
+    down = 1.0 - (r - q) / (r_high - q)
+    if fraction < 0:
+        up, down = down, up
     return Anchored(
         cut=cut,
         spillover=spillover,
@@ -619,8 +683,8 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
         recovery=r,
         recovery_se=r_se,
         fraction=fraction,
-        ci_low=fraction - math.hypot(fraction - low, of_recovery),
-        ci_high=fraction + math.hypot(high - fraction, of_recovery),
+        ci_low=fraction - math.hypot(fraction - low, down * fraction),
+        ci_high=fraction + math.hypot(high - fraction, up * fraction),
         matches=fit.matches,
         positive_log10=(fit.mean, fit.sd),
         positive_offset=fit.offset,

@@ -175,8 +175,8 @@ class Counts(_Document):
     """Names of the populations that absolute counts and a course over time need; those that the tube has.
 
     `beads` are counting beads, `whole` the events that a recorded volume belongs to, `lymphocytes` those that an
-    analyser's lymphocytes are. `t_with_b` are events with the
-    markers of both. `ratio` are two populations of engineered cells (CD4 and CD8), `memory` names subsets.
+    analyser's lymphocytes are. `t_with_b` are events with the markers of both, `car_blasts` cells with the receptor
+    that may be blasts. `ratio` are two populations of engineered cells (CD4 and CD8), `memory` names subsets.
     """
 
     beads: str | None = None
@@ -186,13 +186,23 @@ class Counts(_Document):
     car: str | None = None
     b_cells: str | None = None
     t_with_b: str | None = None
+    car_blasts: str | None = None
     ratio: tuple[str, str] | None = Field(default=None)
     memory: dict[str, str] = Field(default_factory=dict)
 
     @property
     def named(self) -> tuple[str, ...]:
         """All populations named here."""
-        single = (self.beads, self.whole, self.lymphocytes, self.t_cells, self.car, self.b_cells, self.t_with_b)
+        single = (
+            self.beads,
+            self.whole,
+            self.lymphocytes,
+            self.t_cells,
+            self.car,
+            self.b_cells,
+            self.t_with_b,
+            self.car_blasts,
+        )
         return (*(name for name in single if name is not None), *(self.ratio or ()), *self.memory.values())
 
 

@@ -40,6 +40,11 @@ class _Control(_Section):
     recovery_note: float
 
 
+class _Blasts(_Section):
+    min_events: int
+    cluster_width: float
+
+
 class _Subsets(_Section):
     min_parent_events: int
 
@@ -60,6 +65,7 @@ class CarRules(_Section):
     version: str
     detection: _Detection
     control: _Control
+    blasts: _Blasts
     subsets: _Subsets
     dose: _Dose
     qpcr: _Qpcr
@@ -373,6 +379,9 @@ def measure_car(
     )
     if q is not None and category is Category.QUANTIFIABLE:
         wording += f", {rules.wording['BACKGROUND'].format(background=_percent(q))}"
+    if not proved and high > lod:
+        # Not detected is not below the LOD, where background or few events leave more room.
+        wording += f"; {rules.wording['NOT_EXCLUDED'].format(ci_high=_percent(high))}"
     return CarResult(
         events=events,
         parent_events=parent_events,

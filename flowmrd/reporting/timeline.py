@@ -184,7 +184,9 @@ def timeline_figure(timeline: Timeline) -> Figure:
         data.extend(_traces(timeline.series[kind], kind, name, place, foot=low))
         shapes.extend(_limit_band(timeline.series[kind], kind, name, place, low))
         shapes.extend(_lines(timeline, kind, name, notes))
-        notes.append(_note(f"{look.found}   {look.absent}", x=1.0, y=high, yref=name, xanchor="right", name="key"))
+        key = _note(f"{look.found}   {look.absent}", x=1.0, y=high, yref=name, xanchor="right", name="key")
+        # Above the panel, where no point lies; above the first one stand the visits, and its peak is early.
+        notes.append(key if number == 1 else {**key, "yanchor": "bottom", "yshift": 1})
         if kind is Kind.CAR and timeline.slope is not None:
             data.append(_slope(timeline.slope, name, place))
         top -= height + _GAP
@@ -375,7 +377,7 @@ def _lines(
     """Draw the levels that decide: B-cell aplasia, MRD."""
     level, text = None, ""
     if kind is Kind.B_CELLS and timeline.aplasia_per_ul:
-        level, text = timeline.aplasia_per_ul, f"aplasia below {timeline.aplasia_per_ul:g}/µl"
+        level, text = timeline.aplasia_per_ul, f"aplasia < {timeline.aplasia_per_ul:g}"
     if kind is Kind.MRD and timeline.decision_fraction:
         level = 100 * timeline.decision_fraction
         text = f"{level:g}%"

@@ -103,6 +103,7 @@ def test_warnings_are_told_by_name(tmp_path: Path) -> None:
     path.write_text("subject,day,car_per_ul,lod_per_ul\nA,0,9,0.2\nA,-3,,\nA,7,90,\n", encoding="utf-8")
     result = run(path, tmp_path / "out", "--no-report")
     assert "warning: DAY_ZERO_POSITIVE" in result.output
+    assert "(course 1 of the subject in row 2)" in result.output
     assert "warning: LOD_MISSING" in result.output
     found = table(tmp_path / "out" / "kinetics_findings.csv")
     assert [row["code"] for row in found] == ["NEGATIVE_DAY", "DAY_ZERO_POSITIVE", "LOD_MISSING"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from flowmrd.cli.run import command
 from flowmrd.simulation import ChannelSet, Parameters, simulate, write_simulated
+from flowmrd.simulation.acquisition import KINDS, Simulated
 
 HEADER = (
     "acquisition,patient_pseudonym,specimen_type,study_day,tube,fcs_filename,control_acquisition,control_kind,"
@@ -115,6 +118,8 @@ def test_each_acquisition_has_four_analytes(course: Path) -> None:
     assert [line["unit"] for line in rows] == ["%", "/uL", "1", "/uL"]
     assert float(rows[2]["value"]) == 1.0
     assert rows[3]["category"] == "APLASIA"
+    # Results of different reagents are not interchangeable: reagent and lot stand in the row, not only in the manifest.
+    assert [line["reagent"] for line in rows] == ["CD19 protein, lot A"] * 3 + [""]
 
 
 def test_without_car_t_cells_nothing_is_detected_and_b_cells_are_back(course: Path) -> None:
@@ -190,3 +195,56 @@ def test_two_tubes_of_one_day_are_a_duplicate_visit_and_the_first_counts(folder:
     assert "DUPLICATE_VISIT" in {line["code"] for line in table(out / "kinetics_findings.csv")}
     (kinetics,) = table(out / "kinetics.csv")
     assert float(kinetics["cmax"]) > 0
+
+
+def with_receptor_on_b_cells(case: Simulated, cells: int) -> Simulated:
+    """Give the first live single B cells the receptor, as a transduced blast has it, with its spillover."""
+    names = case.labels.names
+    single = case.labels.kind == KINDS.index("cell")
+    b_cells = np.flatnonzero(single & (case.labels.source == names.index("b_cell")))[:cells]
+    assert b_cells.size == cells
+    values = np.array(case.values)
+    channels = [channel.pnn for channel in case.channels]
+    row = case.spillover.matrix[case.spillover.channels.index("PE-A")]
+    for name, share in zip(case.spillover.channels, row, strict=True):
+        values[channels.index(name), b_cells] += np.float32(20_000 * share)
+    return replace(case, values=values)
+
+
+def test_a_cluster_of_car_positive_blast_like_cells_is_an_alert_and_no_car_t(folder: Path, tmp_path: Path) -> None:
+    case = simulate(TUBES[4][1], TUBES[4][2])
+    write_simulated(with_receptor_on_b_cells(case, 80), folder, "blasts")
+    out = tmp_path / "blasts"
+    result = run(folder, out, *BASE, row("blasts", "blasts", 91, **CONTROLS), row("d91", "d91", 92, **CONTROLS))
+    assert result.exit_code == 0, result.output
+    assert "CAR_POS_BLAST" in codes(out, "blasts")
+    assert not {"CAR_POS_BLAST"} & (codes(out, "d91") | codes(out, "product"))
+    rows = {line["analyte"]: line for line in table(out / "measurements.csv") if line["acquisition"] == "blasts"}
+    assert rows["CART-DET"]["value"] == "0.0"
+
+
+def test_counts_without_beads_name_what_they_rest_on(folder: Path, tmp_path: Path) -> None:
+    write_simulated(simulate(replace(TUBES[2][1], beads=False, leukocytes_per_ul=None), TUBES[2][2]), folder, "bare")
+    blood = {"wbc_1e9_l": 8, "lymph_pct": 50, "wbc_at": "2026-03-12T09:00:00+01:00"}
+    out = tmp_path / "bare"
+    result = run(
+        folder,
+        out,
+        *BASE,
+        row("stated", "bare", 14, **CONTROLS),
+        row("blood", "bare", 15, **CONTROLS, **blood, beads_added="", beads_lot=""),
+    )
+    assert result.exit_code == 0, result.output
+    rows = {line["acquisition"]: line for line in table(out / "measurements.csv") if line["analyte"] == "CART-ABS"}
+    assert "BEADS_ABSENT" in codes(out, "stated")
+    assert (rows["stated"]["value"], rows["stated"]["category"]) == ("", "NOT_DONE")
+    assert rows["blood"]["denominator"] == "lymphocytes"
+    assert int(rows["blood"]["denominator_events"]) > int(rows["blood"]["numerator_events"]) > 0
+    assert float(rows["blood"]["value"]) == pytest.approx(0.3 * 8000 * 0.5, rel=0.2)
+
+
+def test_a_detection_before_the_infusion_is_named_for_what_it_is(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "early"
+    result = run(folder, out, row("early", "d14", -3))
+    assert result.exit_code == 0, result.output
+    assert {"CAR_BEFORE_INFUSION", "CONTROL_ABSENT"} <= codes(out, "early")

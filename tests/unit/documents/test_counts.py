@@ -51,6 +51,15 @@ def test_all_faults_are_told_at_once_with_row_and_column(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("cell", ["<0.2", "BLQ", "nd"])
+def test_a_value_below_the_limit_is_told_how_to_be_written(tmp_path: Path, cell: str) -> None:
+    (text,) = faults(written(tmp_path, f"S1,1,60,{cell},0.2,,,,"))
+    assert text == (
+        f"counts.csv, row 2, column car_per_ul: expected a number of at least 0; got {cell!r} "
+        "(below the limit: write 0, and the limit in lod_per_ul)"
+    )
+
+
 def test_a_duplicate_visit_is_refused_and_no_pseudonym_is_repeated(tmp_path: Path) -> None:
     (text,) = faults(written(tmp_path, "PSN-9,1,28,12,0.2,,,,", "PSN-9,1,28.0,13,0.2,,,,", "PSN-9,2,28,1,0.2,,,,"))
     assert text == (

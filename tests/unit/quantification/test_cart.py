@@ -141,3 +141,12 @@ def test_a_product_of_estimates_is_as_wide_as_both_errors_together() -> None:
     assert product_interval(0.0, (0.0, 0.01), 100.0, (90.0, 110.0)) == pytest.approx((0.0, 1.1))
     with pytest.raises(QuantificationError, match="divisor above 0"):
         quotient_interval(0.1, (0.0, 0.2), 1.0, (0.0, 2.0))
+
+
+def test_what_is_not_detected_but_may_be_above_the_lod_says_so() -> None:
+    control = Background(events=60, parent_events=10_000)
+    hidden = measure_car(events=80, parent_events=10_000, controls=[control])
+    assert not hidden.detected
+    assert hidden.wording == "CAR-T not detected (LOD 0.2% of CD3+ T cells); up to 0.44% not excluded"
+    clear = measure_car(events=2, parent_events=10_000, controls=[Background(events=2, parent_events=10_000)])
+    assert clear.wording == "CAR-T not detected (LOD 0.2% of CD3+ T cells)"

@@ -82,7 +82,7 @@ def test_limits_visits_and_events_are_drawn_and_named(figure: dict[str, Any]) ->
     assert shapes.count("event") == 2
     assert "band" in shapes
     texts = {note["text"] for note in figure["layout"]["annotations"]}
-    assert {"D28", "M3", "M6", "<b>Infusion</b>", "<b>alloSCT</b>", "aplasia below 10/µl"} <= texts
+    assert {"D28", "M3", "M6", "<b>Infusion</b>", "<b>alloSCT</b>", "aplasia &lt; 10"} <= texts
 
 
 def test_nothing_lies_outside_its_panel(figure: dict[str, Any]) -> None:
@@ -108,3 +108,9 @@ def test_the_page_escapes_names_and_shows_parameters_and_values(course: Course, 
     assert "<S&1>" not in page
     assert "342/µl on day 10" in page
     assert "&lt; 0.200" in page
+
+
+def test_keys_of_lower_panels_stand_above_them_where_no_point_can_lie(figure: dict[str, Any]) -> None:
+    keys = [one for one in figure["layout"]["annotations"] if one["name"] == "key"]
+    assert len(keys) > 1
+    assert [one["yanchor"] for one in keys] == ["top", *["bottom"] * (len(keys) - 1)]
