@@ -327,6 +327,8 @@ def _internal_controls(
         markers = [marker for marker in control.markers if marker in source.markers]
         if low is None or high is None or not markers or (control.together and len(markers) < len(control.markers)):
             continue
+        if not set(control.beside) <= set(source.markers):
+            continue
         least = {control.population: control.min_events, **control.needs}
         if control.against is not None:
             least.setdefault(control.against, control.min_events)

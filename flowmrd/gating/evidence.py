@@ -39,7 +39,8 @@ class InternalControl(_Document):
     A limit of a marker is broken when more than `share` of the population's events lie below `low` or above `high`;
     0.5 judges the median. Limits may be relative to the median of another population (`against`), so that they hold on
     every instrument. With `together` the control fails only where all its limits are broken. Fewer than
-    `min_events` events, or fewer than `needs` asks of other populations, prove nothing.
+    `min_events` events, or fewer than `needs` asks of other populations, prove nothing. `beside` are markers without
+    which the control is not needed: they are what its marker could be taken for.
     """
 
     population: str
@@ -50,6 +51,7 @@ class InternalControl(_Document):
     high: dict[str, Limit] = Field(default_factory=dict)
     together: bool = False
     needs: dict[str, int] = Field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     purpose: str
 
     @property
@@ -146,5 +148,8 @@ def evidence_faults(
         yield from limits(where, control)
         for name in control.needs:
             yield from population(f"{where}.needs", name)
+        for marker in control.beside:
+            if marker not in markers:
+                yield fault(f"{where}.beside", f"no channel for marker {marker!r}", nearest(marker, markers))
     for number, phenotype in enumerate(template.quality.phenotypes):
         yield from limits(f"quality.phenotypes[{number}] ({phenotype.name})", phenotype)
