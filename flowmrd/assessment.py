@@ -43,6 +43,8 @@ from flowmrd.records import AntigenRow, CleanupRow, ControlRow, MeasurementRow
 
 # Of a normal population no more events are kept than medians and percentiles need.
 SAMPLE_EVENTS = 100_000
+# So many events have a median that others can be counted from.
+_FEWEST_AGAINST = 100
 # Marrow dilution is a question to marrow, and where the specimen is not stated.
 _MARROW = {"", "BM"}
 _NEITHER = {"given", "not_given"}
@@ -324,16 +326,19 @@ def _internal_controls(
     found = {name: placed.found for name, placed in gating.placed.items()}
     for control in template.internal_control:
         low, high = limits_of(control.low, found), limits_of(control.high, found)
-        markers = [marker for marker in control.markers if marker in source.markers]
-        if low is None or high is None or not markers or (control.together and len(markers) < len(control.markers)):
+        if low is None or high is None or not set(control.beside) <= set(source.markers):
             continue
-        if not set(control.beside) <= set(source.markers):
+        limited = dict.fromkeys((*control.low, *control.high))
+        markers = [marker for marker in limited if marker in source.markers]
+        pairs = [pair for pair in control.above.items() if set(pair) <= set(source.markers)]
+        if not (markers or pairs) or (control.together and len(markers) < len(limited)):
             continue
         least = {control.population: control.min_events, **control.needs}
         if control.against is not None:
-            least.setdefault(control.against, control.min_events)
+            least.setdefault(control.against, min(control.min_events, _FEWEST_AGAINST))
         seen = all(gating.counts[name] >= events for name, events in least.items())
         judged = [_judged(control, marker, low, high, source, gathered, seen=seen) for marker in markers]
+        judged += [_ordered(control, *pair, source, gathered, seen=seen) for pair in pairs]
         broken = [row for row in judged if row.verdict == "FAIL"]
         if control.together and len(broken) < len(judged):
             judged = [replace(row, verdict="PASS") if row.verdict == "FAIL" else row for row in judged]
@@ -387,6 +392,29 @@ def _judged(
     )
 
 
+def _ordered(
+    control: InternalControl, marker: str, other: str, source: EventSource, gathered: Gathered, *, seen: bool
+) -> ControlRow:
+    """Judge cell by cell whether a marker lies above another one; the row holds their difference."""
+    values = gathered.values[control.population]
+    brighter, dimmer = (source.transforms[one].forward(values[one].astype(np.float64)) for one in (marker, other))
+    difference = brighter - dimmer
+    beyond = float(np.mean(difference <= 0.0)) if difference.size else None
+    verdict = "UNSEEN" if not seen or beyond is None else "FAIL" if beyond > control.share else "PASS"
+    return ControlRow(
+        population=control.population,
+        against="",
+        marker=f"{marker} above {other}",
+        events=int(difference.size),
+        median=float(np.median(difference)) if difference.size else None,
+        low=0.0,
+        high=None,
+        beyond=beyond,
+        verdict=verdict,
+        purpose=" ".join(control.purpose.split()),
+    )
+
+
 def _broken(control: InternalControl, rows: Sequence[ControlRow]) -> QcFinding:
     parts = []
     for row in rows:
@@ -406,7 +434,7 @@ def _broken(control: InternalControl, rows: Sequence[ControlRow]) -> QcFinding:
     name = control.population if control.against is None else f"{control.population} against {control.against}"
     text = (
         f"{name}: {'; '.join(parts)}. {' '.join(control.purpose.split())} A reagent is missing or "
-        "exchanged, a channel is named wrongly, or the compensation is wrong."
+        "exchanged, a channel is named wrongly, the compensation is wrong, or the gate of these cells is misplaced."
     )
     return QcFinding(level=Level.VIOLATION, code="CONTROL_OUT_OF_RANGE", message=text, where=control.population)
 
