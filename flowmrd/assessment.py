@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import DataState, EventSource, Role
 from flowmrd.cytometry.plausibility import (
+    Residual,
     check_age,
+    check_leaks,
     check_over_compensation,
     clean_up_verdict,
+    leaks,
     over_compensation,
     share_far_below,
 )
@@ -229,7 +232,7 @@ def _wanted(source: EventSource, template: GatingTemplate) -> tuple[dict[str, tu
         fluorescent = _fluorescent(source, template)
         wanted.setdefault(quality.denominator, {}).update(dict.fromkeys(fluorescent))
         if quality.negatives:
-            wanted.setdefault(quality.negatives, {}).update(dict.fromkeys(_negative_markers(template, source)))
+            wanted.setdefault(quality.negatives, {}).update(dict.fromkeys(fluorescent))
     return {name: tuple(markers) for name, markers in wanted.items()}, whole
 
 
@@ -459,7 +462,18 @@ def _compensation(
         if share is not None:
             far[marker] = share
     residuals = over_compensation(columns, scaled, limits=limits.over_compensation)
-    return check_over_compensation(residuals, far, limits=limits.over_compensation)
+    left: tuple[Residual, ...] = ()
+    if negatives:
+        cells = {marker: gathered.values[negatives][marker] for marker in columns}
+        shown = {
+            marker: source.transforms[marker].forward(values.astype(np.float64)) for marker, values in cells.items()
+        }
+        lacking = tuple(marker for marker in template.quality.lacking if marker in cells)
+        left = leaks(cells, shown, lacking, limits=limits.leak)
+    return (
+        *check_over_compensation(residuals, far, limits=limits.over_compensation),
+        *check_leaks(left, limits=limits.leak),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- clean-up
@@ -722,13 +736,14 @@ _WITHHOLDING = {
     "NO_INTERNAL_CONTROL": "no normal lymphocytes to judge the staining by",
     "CONTROL_OUT_OF_RANGE": "internal controls are not as they must be",
     "OVER_COMPENSATED": "the compensation does not fit the sample",
+    "COMPENSATION_RESIDUAL": "the compensation does not fit the sample",
     "CLEANUP_REMOVED_PHENOTYPE": "clean-up removed cells of interest",
 }
 
 
 def _withheld(findings: Sequence[QcFinding]) -> tuple[str, ...]:
     codes = {finding.code for finding in findings if finding.level is Level.VIOLATION}
-    return tuple(text for code, text in _WITHHOLDING.items() if code in codes)
+    return tuple(dict.fromkeys(text for code, text in _WITHHOLDING.items() if code in codes))
 
 
 def withhold(row: MeasurementRow, sentence: str, reasons: Sequence[str]) -> tuple[MeasurementRow, str]:

@@ -107,6 +107,8 @@ class _Evidence(Protocol):
 
 class _Phenotypes(Protocol):
     @property
+    def lacking(self) -> tuple[str, ...]: ...
+    @property
     def phenotypes(self) -> tuple[Phenotype, ...]: ...
 
 
@@ -153,5 +155,8 @@ def evidence_faults(
         for marker in (*control.beside, *control.above, *control.above.values()):
             if marker not in markers:
                 yield fault(where, f"no channel for marker {marker!r}", nearest(marker, markers))
+    for marker in template.quality.lacking:
+        if marker not in markers:
+            yield fault("quality.lacking", f"no channel for marker {marker!r}", nearest(marker, markers))
     for number, phenotype in enumerate(template.quality.phenotypes):
         yield from limits(f"quality.phenotypes[{number}] ({phenotype.name})", phenotype)
