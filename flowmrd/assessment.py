@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from flowmrd.cytometry.events import DataState, EventSource, Role
 from flowmrd.cytometry.plausibility import (
+    Residual,
     check_age,
+    check_leaks,
     check_over_compensation,
     clean_up_verdict,
+    leaks,
     over_compensation,
     share_far_below,
 )
@@ -43,6 +46,8 @@ from flowmrd.records import AntigenRow, CleanupRow, ControlRow, MeasurementRow
 
 # Of a normal population no more events are kept than medians and percentiles need.
 SAMPLE_EVENTS = 100_000
+# So many events have a median that others can be counted from.
+_FEWEST_AGAINST = 100
 # Marrow dilution is a question to marrow, and where the specimen is not stated.
 _MARROW = {"", "BM"}
 _NEITHER = {"given", "not_given"}
@@ -227,7 +232,7 @@ def _wanted(source: EventSource, template: GatingTemplate) -> tuple[dict[str, tu
         fluorescent = _fluorescent(source, template)
         wanted.setdefault(quality.denominator, {}).update(dict.fromkeys(fluorescent))
         if quality.negatives:
-            wanted.setdefault(quality.negatives, {}).update(dict.fromkeys(_negative_markers(template, source)))
+            wanted.setdefault(quality.negatives, {}).update(dict.fromkeys(fluorescent))
     return {name: tuple(markers) for name, markers in wanted.items()}, whole
 
 
@@ -324,14 +329,19 @@ def _internal_controls(
     found = {name: placed.found for name, placed in gating.placed.items()}
     for control in template.internal_control:
         low, high = limits_of(control.low, found), limits_of(control.high, found)
-        markers = [marker for marker in control.markers if marker in source.markers]
-        if low is None or high is None or not markers or (control.together and len(markers) < len(control.markers)):
+        if low is None or high is None or not set(control.beside) <= set(source.markers):
+            continue
+        limited = dict.fromkeys((*control.low, *control.high))
+        markers = [marker for marker in limited if marker in source.markers]
+        pairs = [pair for pair in control.above.items() if set(pair) <= set(source.markers)]
+        if not (markers or pairs) or (control.together and len(markers) < len(limited)):
             continue
         least = {control.population: control.min_events, **control.needs}
         if control.against is not None:
-            least.setdefault(control.against, control.min_events)
+            least.setdefault(control.against, min(control.min_events, _FEWEST_AGAINST))
         seen = all(gating.counts[name] >= events for name, events in least.items())
         judged = [_judged(control, marker, low, high, source, gathered, seen=seen) for marker in markers]
+        judged += [_ordered(control, *pair, source, gathered, seen=seen) for pair in pairs]
         broken = [row for row in judged if row.verdict == "FAIL"]
         if control.together and len(broken) < len(judged):
             judged = [replace(row, verdict="PASS") if row.verdict == "FAIL" else row for row in judged]
@@ -385,6 +395,29 @@ def _judged(
     )
 
 
+def _ordered(
+    control: InternalControl, marker: str, other: str, source: EventSource, gathered: Gathered, *, seen: bool
+) -> ControlRow:
+    """Judge cell by cell whether a marker lies above another one; the row holds their difference."""
+    values = gathered.values[control.population]
+    brighter, dimmer = (source.transforms[one].forward(values[one].astype(np.float64)) for one in (marker, other))
+    difference = brighter - dimmer
+    beyond = float(np.mean(difference <= 0.0)) if difference.size else None
+    verdict = "UNSEEN" if not seen or beyond is None else "FAIL" if beyond > control.share else "PASS"
+    return ControlRow(
+        population=control.population,
+        against="",
+        marker=f"{marker} above {other}",
+        events=int(difference.size),
+        median=float(np.median(difference)) if difference.size else None,
+        low=0.0,
+        high=None,
+        beyond=beyond,
+        verdict=verdict,
+        purpose=" ".join(control.purpose.split()),
+    )
+
+
 def _broken(control: InternalControl, rows: Sequence[ControlRow]) -> QcFinding:
     parts = []
     for row in rows:
@@ -404,7 +437,7 @@ def _broken(control: InternalControl, rows: Sequence[ControlRow]) -> QcFinding:
     name = control.population if control.against is None else f"{control.population} against {control.against}"
     text = (
         f"{name}: {'; '.join(parts)}. {' '.join(control.purpose.split())} A reagent is missing or "
-        "exchanged, a channel is named wrongly, or the compensation is wrong."
+        "exchanged, a channel is named wrongly, the compensation is wrong, or the gate of these cells is misplaced."
     )
     return QcFinding(level=Level.VIOLATION, code="CONTROL_OUT_OF_RANGE", message=text, where=control.population)
 
@@ -429,7 +462,18 @@ def _compensation(
         if share is not None:
             far[marker] = share
     residuals = over_compensation(columns, scaled, limits=limits.over_compensation)
-    return check_over_compensation(residuals, far, limits=limits.over_compensation)
+    left: tuple[Residual, ...] = ()
+    if negatives:
+        cells = {marker: gathered.values[negatives][marker] for marker in columns}
+        shown = {
+            marker: source.transforms[marker].forward(values.astype(np.float64)) for marker, values in cells.items()
+        }
+        lacking = tuple(marker for marker in template.quality.lacking if marker in cells)
+        left = leaks(cells, shown, lacking, limits=limits.leak)
+    return (
+        *check_over_compensation(residuals, far, limits=limits.over_compensation),
+        *check_leaks(left, limits=limits.leak),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- clean-up
@@ -692,13 +736,14 @@ _WITHHOLDING = {
     "NO_INTERNAL_CONTROL": "no normal lymphocytes to judge the staining by",
     "CONTROL_OUT_OF_RANGE": "internal controls are not as they must be",
     "OVER_COMPENSATED": "the compensation does not fit the sample",
+    "COMPENSATION_RESIDUAL": "the compensation does not fit the sample",
     "CLEANUP_REMOVED_PHENOTYPE": "clean-up removed cells of interest",
 }
 
 
 def _withheld(findings: Sequence[QcFinding]) -> tuple[str, ...]:
     codes = {finding.code for finding in findings if finding.level is Level.VIOLATION}
-    return tuple(text for code, text in _WITHHOLDING.items() if code in codes)
+    return tuple(dict.fromkeys(text for code, text in _WITHHOLDING.items() if code in codes))
 
 
 def withhold(row: MeasurementRow, sentence: str, reasons: Sequence[str]) -> tuple[MeasurementRow, str]:

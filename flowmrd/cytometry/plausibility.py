@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmrd.cytometry.quality import AdequacyLimits, CleanUpLimits, OverCompensationLimits
+from flowmrd.cytometry.quality import AdequacyLimits, CleanUpLimits, LeakLimits, OverCompensationLimits
 from flowmrd.errors import Level, QcFinding
 
 Columns = Mapping[str, NDArray[np.floating[Any]]]
@@ -24,7 +24,10 @@ _FEWEST_BRIGHT = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
-    """What compensation takes too much from `channel` on cells bright in `source`, as a share of their signal there."""
+    """What compensation leaves (above zero) or takes too much in `channel` of the signal in `source`, as a share of it.
+
+    Of `over_compensation` the sign is turned: it finds nothing but what is taken too much.
+    """
 
     source: str
     channel: str
@@ -64,6 +67,58 @@ def over_compensation(linear: Columns, scaled: Columns, *, limits: OverCompensat
                 if share > limits.warn:
                     found.append(Residual(source=source, channel=channel, share=share))
     return tuple(sorted(found, key=lambda one: (-one.share, one.source, one.channel)))
+
+
+def leaks(linear: Columns, scaled: Columns, negative: tuple[str, ...], *, limits: LeakLimits) -> tuple[Residual, ...]:
+    """Find what of one channel is left, or taken too much, in another that the cells are negative in; the worst first.
+
+    Internal negatives (T cells) lack some antigens, however much they have of others. So where those with the most of
+    `source` differ in a negative channel from those with the least, the coefficient of that pair is wrong: a residual
+    of single stain (7.2), measured on the sample itself.
+
+    Parameters
+    ----------
+    linear : compensated values of the internal negatives by marker, all of one length
+    scaled : the same on the display scale
+    negative : markers that these cells lack
+    limits : how much of a source there must be, and how far the negatives must move, before a share is believed;
+        shares up to `warn` are left out
+    """
+    found = []
+    for source, values in linear.items():
+        if values.size < limits.events_least:
+            continue
+        low, high = np.quantile(values, (limits.tail, 1.0 - limits.tail))
+        least, most = values <= low, values >= high
+        bottom, top = float(np.median(values[least])), float(np.median(values[most]))
+        if top < limits.range_least * max(bottom, 1.0) or float(np.median(scaled[source][most])) < limits.bright_least:
+            continue
+        for channel in negative:
+            if channel == source:
+                continue
+            others = linear[channel]
+            moved = float(np.median(others[most])) - float(np.median(others[least]))
+            spread = _MAD_TO_SD * float(np.median(np.abs(others - np.median(others))))
+            share = moved / (top - bottom)
+            if abs(moved) > limits.move_least * spread and abs(share) > limits.warn:
+                found.append(Residual(source=source, channel=channel, share=share))
+    return tuple(sorted(found, key=lambda one: (-abs(one.share), one.source, one.channel)))
+
+
+def check_leaks(residuals: tuple[Residual, ...], *, limits: LeakLimits) -> tuple[QcFinding, ...]:
+    """Judge what `leaks` found; empty where it found nothing."""
+    if not residuals:
+        return ()
+    failed = abs(residuals[0].share) > limits.fail
+    shown = "; ".join(f"{100 * one.share:+.0f} % of {one.source} in {one.channel}" for one in residuals[:4])
+    more = f" and {len(residuals) - 4} more" if len(residuals) > 4 else ""
+    text = (
+        f"Internal negatives with much of one marker differ from those with little in channels that they are negative "
+        f"in: {shown}{more}; expected at most {100 * (limits.fail if failed else limits.warn):g} %. The matrix was not "
+        "applied, was applied twice, or does not fit this sample."
+    )
+    level = Level.VIOLATION if failed else Level.WARNING
+    return (QcFinding(level=level, code="COMPENSATION_RESIDUAL", message=text, where=residuals[0].channel),)
 
 
 def share_far_below(

@@ -131,6 +131,18 @@ class OverCompensationLimits(_Section):
     far_below_warn: float
 
 
+class LeakLimits(_Section):
+    """How much of one channel may be left, or lacking, in another on the internal negatives."""
+
+    warn: float
+    fail: float
+    events_least: int
+    tail: float
+    bright_least: float
+    range_least: float
+    move_least: float
+
+
 class CleanUpLimits(_Section):
     """How much of a phenotype a clean-up gate may take."""
 
@@ -157,6 +169,7 @@ class QualityLimits(_Section):
     carry_over: CarryOverLimits
     adequacy: AdequacyLimits
     over_compensation: OverCompensationLimits
+    leak: LeakLimits
     clean_up: CleanUpLimits
 
 

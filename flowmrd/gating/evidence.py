@@ -38,8 +38,10 @@ class InternalControl(_Document):
 
     A limit of a marker is broken when more than `share` of the population's events lie below `low` or above `high`;
     0.5 judges the median. Limits may be relative to the median of another population (`against`), so that they hold on
-    every instrument. With `together` the control fails only where all its limits are broken. Fewer than
-    `min_events` events, or fewer than `needs` asks of other populations, prove nothing.
+    every instrument. `above` names markers and what must be dimmer than they are on more than `1 - share` of the cells:
+    an antigen that the cells have, and one that they lack. With `together` the control fails only where all its limits are broken. Fewer than
+    `min_events` events, or fewer than `needs` asks of other populations, prove nothing. `beside` are markers without
+    which the control is not needed: they are what its marker could be taken for.
     """
 
     population: str
@@ -48,14 +50,16 @@ class InternalControl(_Document):
     min_events: int = Field(default=100, gt=0)
     low: dict[str, Limit] = Field(default_factory=dict)
     high: dict[str, Limit] = Field(default_factory=dict)
+    above: dict[str, str] = Field(default_factory=dict)
     together: bool = False
     needs: dict[str, int] = Field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     purpose: str
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Markers that are looked at, each once."""
-        return tuple(dict.fromkeys((*self.low, *self.high)))
+        return tuple(dict.fromkeys((*self.low, *self.high, *self.above, *self.above.values())))
 
 
 class Phenotype(_Document):
@@ -103,6 +107,8 @@ class _Evidence(Protocol):
 
 class _Phenotypes(Protocol):
     @property
+    def lacking(self) -> tuple[str, ...]: ...
+    @property
     def phenotypes(self) -> tuple[Phenotype, ...]: ...
 
 
@@ -146,5 +152,11 @@ def evidence_faults(
         yield from limits(where, control)
         for name in control.needs:
             yield from population(f"{where}.needs", name)
+        for marker in (*control.beside, *control.above, *control.above.values()):
+            if marker not in markers:
+                yield fault(where, f"no channel for marker {marker!r}", nearest(marker, markers))
+    for marker in template.quality.lacking:
+        if marker not in markers:
+            yield fault("quality.lacking", f"no channel for marker {marker!r}", nearest(marker, markers))
     for number, phenotype in enumerate(template.quality.phenotypes):
         yield from limits(f"quality.phenotypes[{number}] ({phenotype.name})", phenotype)

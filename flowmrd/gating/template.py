@@ -146,7 +146,7 @@ class Quality(_Document):
     """Names of the populations whose counts the acquisition checks need, and its target for events.
 
     `internal` are the normal lymphocytes of which a marrow must show one kind at least; `negatives` are the internal
-    negatives; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
+    negatives, `lacking` the markers that neither they nor anything that passes for them has; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
     mostly in blood (mature T cells); `normal` are the normal cells of the lineage. `phenotypes` are what no clean-up
     step may take away in number. `singlets_of` is the population that singlets are a share of, where it is not all
     events: counting beads are no cells.
@@ -159,6 +159,7 @@ class Quality(_Document):
     gating_markers: tuple[str, ...] = Field(default=())
     internal: tuple[str, ...] = Field(default=())
     negatives: str | None = None
+    lacking: tuple[str, ...] = Field(default=())
     marrow: dict[str, str] = Field(default_factory=dict)
     blood: str | None = None
     normal: tuple[str, ...] = Field(default=())
@@ -448,18 +449,23 @@ def requires_marker(template: GatingTemplate, population: str, marker: str) -> b
     An `or` needs the marker only where all its operands do; an `and` where any does; complemented operands never do.
     Which of a population's choices a file gets is not known here, so one choice that needs the marker is enough.
     """
-    if population == ROOT:
-        return False
-    row = template.row(population)
-    if requires_marker(template, row.parent, marker):
-        return True
-    return any(_choice_requires(template, choice, marker) for choice in row.choices)
+    # Populations are reached on many ways: each is asked once.
+    return _requires(template, population, marker, {ROOT: False})
 
 
-def _choice_requires(template: GatingTemplate, choice: Choice, marker: str) -> bool:
+def _requires(template: GatingTemplate, population: str, marker: str, known: dict[str, bool]) -> bool:
+    if population not in known:
+        row = template.row(population)
+        known[population] = _requires(template, row.parent, marker, known) or any(
+            _choice_requires(template, choice, marker, known) for choice in row.choices
+        )
+    return known[population]
+
+
+def _choice_requires(template: GatingTemplate, choice: Choice, marker: str, known: dict[str, bool]) -> bool:
     if choice.method == "boolean":
         kept = [str(name) for name in choice.params["populations"] if not str(name).startswith("!")]
-        needs = [requires_marker(template, name, marker) for name in kept]
+        needs = [_requires(template, name, marker, known) for name in kept]
         if not needs:
             return False
         return all(needs) if choice.params["operator"] == "or" else any(needs)
