@@ -46,6 +46,8 @@ from flowmrd.records import AntigenRow, CleanupRow, ControlRow, MeasurementRow
 
 # Of a normal population no more events are kept than medians and percentiles need.
 SAMPLE_EVENTS = 100_000
+# Between a population and the one whose events it is gathered without; no name holds a tab.
+_WITHOUT = "\t"
 # So many events have a median that others can be counted from.
 _FEWEST_AGAINST = 100
 # Marrow dilution is a question to marrow, and where the specimen is not stated.
@@ -160,9 +162,8 @@ def gather(source: EventSource, gating: GatingResult, template: GatingTemplate) 
 
     Populations whose antigen is measured are read whole, others evenly thinned to `SAMPLE_EVENTS`.
     """
-    wanted, whole = _wanted(source, template)
-    counts = {ROOT: gating.memberships.root_count, **gating.counts}
-    strides = {name: 1 if name in whole else -(-counts[name] // SAMPLE_EVENTS) or 1 for name in wanted}
+    wanted, whole = _wanted(source, template, gating)
+    strides = {name: 1 if name in whole else -(-_count(gating, name) // SAMPLE_EVENTS) or 1 for name in wanted}
     seen = dict.fromkeys(wanted, 0)
     parts: dict[tuple[str, str], list[NDArray[np.float32]]] = {(n, m): [] for n, ms in wanted.items() for m in ms}
     boxes = _boxes(source, gating, template)
@@ -211,11 +212,15 @@ class _Masks:
     def of(self, name: str) -> NDArray[np.bool_]:
         """Return the members of a population."""
         if name not in self._masks:
-            self._masks[name] = self._gating.memberships.mask(name, self._start, self._size)
+            population, _, without = name.partition(_WITHOUT)
+            mask = self._gating.memberships.mask(population, self._start, self._size)
+            self._masks[name] = mask & ~self.of(without) if without else mask
         return self._masks[name]
 
 
-def _wanted(source: EventSource, template: GatingTemplate) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+def _wanted(
+    source: EventSource, template: GatingTemplate, gating: GatingResult
+) -> tuple[dict[str, tuple[str, ...]], set[str]]:
     """Return population → markers to read, and the populations to read whole."""
     wanted: dict[str, dict[str, None]] = {}
     whole: set[str] = set()
@@ -225,7 +230,7 @@ def _wanted(source: EventSource, template: GatingTemplate) -> tuple[dict[str, tu
             if name is not None:
                 wanted.setdefault(name, {})[antigen.marker] = None
     for control in template.internal_control:
-        for name in filter(None, (control.population, control.against)):
+        for name in filter(None, (_cells(control, template, gating), control.against)):
             wanted.setdefault(name, {}).update(dict.fromkeys(m for m in control.markers if m in source.markers))
     quality = template.quality
     if template.internal_control and quality.denominator:
@@ -234,6 +239,24 @@ def _wanted(source: EventSource, template: GatingTemplate) -> tuple[dict[str, tu
         if quality.negatives:
             wanted.setdefault(quality.negatives, {}).update(dict.fromkeys(fluorescent))
     return {name: tuple(markers) for name, markers in wanted.items()}, whole
+
+
+def _cells(control: InternalControl, template: GatingTemplate, gating: GatingResult) -> str:
+    """Return the name under which the events of a control are gathered."""
+    name = template.quality.denominator
+    if control.without is None or name is None:
+        return control.population
+    if gating.counts[control.without] < control.without_from * max(gating.counts[name], 1):
+        return control.population
+    return f"{control.population}{_WITHOUT}{control.without}"
+
+
+def _count(gating: GatingResult, name: str) -> int:
+    """Return the events of a population, or of one without another."""
+    population, _, without = name.partition(_WITHOUT)
+    if not without:
+        return gating.memberships.root_count if population == ROOT else gating.counts[population]
+    return int(np.count_nonzero(gating.memberships.mask(population) & ~gating.memberships.mask(without)))
 
 
 def _followed(source: EventSource, template: GatingTemplate) -> tuple[Antigen, ...]:
@@ -336,12 +359,13 @@ def _internal_controls(
         pairs = [pair for pair in control.above.items() if set(pair) <= set(source.markers)]
         if not (markers or pairs) or (control.together and len(markers) < len(limited)):
             continue
-        least = {control.population: control.min_events, **control.needs}
+        cells = _cells(control, template, gating)
+        least = {cells: control.min_events, **control.needs}
         if control.against is not None:
             least.setdefault(control.against, min(control.min_events, _FEWEST_AGAINST))
-        seen = all(gating.counts[name] >= events for name, events in least.items())
-        judged = [_judged(control, marker, low, high, source, gathered, seen=seen) for marker in markers]
-        judged += [_ordered(control, *pair, source, gathered, seen=seen) for pair in pairs]
+        seen = all(_count(gating, name) >= events for name, events in least.items())
+        judged = [_judged(control, cells, marker, low, high, source, gathered, seen=seen) for marker in markers]
+        judged += [_ordered(control, cells, *pair, source, gathered, seen=seen) for pair in pairs]
         broken = [row for row in judged if row.verdict == "FAIL"]
         if control.together and len(broken) < len(judged):
             judged = [replace(row, verdict="PASS") if row.verdict == "FAIL" else row for row in judged]
@@ -362,6 +386,7 @@ def _internal_controls(
 
 def _judged(
     control: InternalControl,
+    cells: str,
     marker: str,
     low: Mapping[str, float],
     high: Mapping[str, float],
@@ -372,7 +397,7 @@ def _judged(
 ) -> ControlRow:
     least, most = low.get(marker), high.get(marker)
     scale = source.transforms[marker]
-    values = scale.forward(gathered.values[control.population][marker].astype(np.float64))
+    values = scale.forward(gathered.values[cells][marker].astype(np.float64))
     if control.against is not None and seen:
         values = values - np.median(scale.forward(gathered.values[control.against][marker].astype(np.float64)))
     beyond: float | None = None
@@ -396,10 +421,17 @@ def _judged(
 
 
 def _ordered(
-    control: InternalControl, marker: str, other: str, source: EventSource, gathered: Gathered, *, seen: bool
+    control: InternalControl,
+    cells: str,
+    marker: str,
+    other: str,
+    source: EventSource,
+    gathered: Gathered,
+    *,
+    seen: bool,
 ) -> ControlRow:
     """Judge cell by cell whether a marker lies above another one; the row holds their difference."""
-    values = gathered.values[control.population]
+    values = gathered.values[cells]
     brighter, dimmer = (source.transforms[one].forward(values[one].astype(np.float64)) for one in (marker, other))
     difference = brighter - dimmer
     beyond = float(np.mean(difference <= 0.0)) if difference.size else None

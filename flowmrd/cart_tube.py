@@ -415,8 +415,8 @@ def car_on_blasts(
 ) -> tuple[QcFinding, ...]:
     """Warn of blast-like cells that carry the receptor, clustered and more than the controls have (2-antigen-loss 2.4).
 
-    Without a control the reagent's background on B cells looks the same: that is only noted, and only where they are more
-    than the share that is taken for CAR-T without one.
+    Without a control the reagent's background on B cells looks the same: that is only noted, and only where they are
+    more than the share that is taken for CAR-T without one.
     """
     name, one, rules = template.counts.car_blasts, car_measurement(template), load_car_rules()
     if name is None or one is None or one.channel not in source.markers:

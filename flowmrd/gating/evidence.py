@@ -39,9 +39,12 @@ class InternalControl(_Document):
     A limit of a marker is broken when more than `share` of the population's events lie below `low` or above `high`;
     0.5 judges the median. Limits may be relative to the median of another population (`against`), so that they hold on
     every instrument. `above` names markers and what must be dimmer than they are on more than `1 - share` of the cells:
-    an antigen that the cells have, and one that they lack. With `together` the control fails only where all its limits are broken. Fewer than
-    `min_events` events, or fewer than `needs` asks of other populations, prove nothing. `beside` are markers without
-    which the control is not needed: they are what its marker could be taken for.
+    an antigen that the cells have, and one that they lack. With `together` the control fails only where all its limits
+    are broken. Fewer than `min_events` events, or fewer than `needs` asks of other populations, prove nothing. `beside`
+    are markers without which the control is not needed: they are what its marker could be taken for. Events of
+    `without` do not count where they are at least `without_from` of the denominator: overt disease may lie where the
+    normal cells of a control do, and is no measure of the staining. Fewer are judged with the rest, for exchanged
+    reagents make normal cells look like a few blasts.
     """
 
     population: str
@@ -54,6 +57,8 @@ class InternalControl(_Document):
     together: bool = False
     needs: dict[str, int] = Field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    without: str | None = None
+    without_from: float = Field(default=0.05, ge=0, le=1)
     purpose: str
 
     @property
@@ -149,6 +154,8 @@ def evidence_faults(
         yield from population(f"{where}.population", control.population)
         if control.against is not None:
             yield from population(f"{where}.against", control.against)
+        if control.without is not None:
+            yield from population(f"{where}.without", control.without)
         yield from limits(where, control)
         for name in control.needs:
             yield from population(f"{where}.needs", name)

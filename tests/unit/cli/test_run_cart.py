@@ -225,7 +225,7 @@ def test_a_cluster_of_car_positive_blast_like_cells_is_an_alert_and_no_car_t(fol
 
 def test_counts_without_beads_name_what_they_rest_on(folder: Path, tmp_path: Path) -> None:
     write_simulated(simulate(replace(TUBES[2][1], beads=False, leukocytes_per_ul=None), TUBES[2][2]), folder, "bare")
-    blood = {"wbc_1e9_l": 8, "lymph_pct": 50, "wbc_at": "2026-03-12T09:00:00+01:00"}
+    blood = {"wbc_1e9_l": "8", "lymph_pct": "50", "wbc_at": "2026-03-12T09:00:00+01:00"}
     out = tmp_path / "bare"
     result = run(
         folder,
