@@ -381,7 +381,7 @@ def measure_car(
         wording += f", {rules.wording['BACKGROUND'].format(background=_percent(q))}"
     if not proved and high > lod:
         # Not detected is not below the LOD, where background or few events leave more room.
-        wording += f"; {rules.wording['NOT_EXCLUDED'].format(ci_high=_percent(high))}"
+        wording += f"; {rules.wording['upper_limit'].format(ci_high=_percent(high))}"
     return CarResult(
         events=events,
         parent_events=parent_events,
