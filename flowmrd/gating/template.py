@@ -146,10 +146,11 @@ class Quality(_Document):
     """Names of the populations whose counts the acquisition checks need, and its target for events.
 
     `internal` are the normal lymphocytes of which a marrow must show one kind at least; `negatives` are the internal
-    negatives, `lacking` the markers that neither they nor anything that passes for them has; `marrow` maps a cell type of the hemodilution rules to its population; `blood` are the cells that are
-    mostly in blood (mature T cells); `normal` are the normal cells of the lineage. `phenotypes` are what no clean-up
-    step may take away in number. `singlets_of` is the population that singlets are a share of, where it is not all
-    events: counting beads are no cells.
+    negatives, `lacking` the markers that neither they nor anything that passes for them has; `marrow` maps a cell type
+    of the hemodilution rules to its population; `blood` are the cells that are mostly in blood (mature T cells);
+    `normal` are the normal cells of the lineage. `phenotypes` are what no clean-up step may take away in number.
+    `singlets_of` is the population that singlets are a share of, where it is not all events: counting beads are no
+    cells.
     """
 
     singlets: str | None = None
