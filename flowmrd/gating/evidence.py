@@ -38,7 +38,7 @@ class InternalControl(_Document):
 
     A limit of a marker is broken when more than `share` of the population's events lie below `low` or above `high`;
     0.5 judges the median. Limits may be relative to the median of another population (`against`), so that they hold on
-    every instrument. `above` names markers and what must be dimmer than they are on more than `1 - share` of the cells:
+    every instrument. `above` names markers and what must be dimmer than they are on at least `1 - share` of the cells:
     an antigen that the cells have, and one that they lack. With `together` the control fails only where all its limits
     are broken. Fewer than `min_events` events, or fewer than `needs` asks of other populations, prove nothing. `beside`
     are markers without which the control is not needed: they are what its marker could be taken for. Events of
@@ -128,7 +128,7 @@ def evidence_faults(
 
     def limits(where: str, one: InternalControl | Phenotype) -> Iterable[TemplateError]:
         if not one.markers:
-            yield fault(where, "expected a limit in low or high; got none")
+            yield fault(where, "expected a limit in low, high or above; got none")
         for side in (one.low, one.high):
             for marker, limit in side.items():
                 if marker not in markers:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from flowmrd.cytometry.plausibility import (
     check_age,
+    check_leaks,
     check_over_compensation,
     clean_up_verdict,
+    leaks,
     over_compensation,
     share_far_below,
 )
@@ -135,3 +137,44 @@ def test_an_old_specimen_is_reported_only_if_viable(hours: float, viable: float 
 
 def test_a_specimen_without_times_is_not_judged() -> None:
     assert check_age(None, 0.9, limits=LIMITS.adequacy) == ()
+
+
+def negatives(left: float, *, cells: int = 4000, sd: float = 0.35) -> tuple[dict[str, Values], dict[str, Values]]:
+    """Cells with very different amounts of A, no C at all, and `left` of A's signal in C."""
+    rng = np.random.default_rng(5)
+    a = 10.0 ** rng.normal(3.0, sd, cells)
+    linear = {"A": a, "C": rng.normal(30, 40, cells) + left * a}
+    return linear, {name: SCALE.forward(values) for name, values in linear.items()}
+
+
+def leak(left: float, *, cells: int = 4000, sd: float = 0.35) -> float:
+    found = leaks(*negatives(left, cells=cells, sd=sd), ("C",), limits=LIMITS.leak)
+    return found[0].share if found else 0.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.07, 0.4), st.sampled_from([1, -1]))
+def test_what_a_marker_leaves_in_a_channel_that_the_cells_are_negative_in_is_its_share(share: float, sign: int) -> None:
+    assert leak(sign * share) == pytest.approx(sign * share, rel=0.2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(-0.02, 0.02))
+def test_what_noise_hides_or_a_good_matrix_leaves_is_no_leak(share: float) -> None:
+    assert leak(share) == 0.0
+
+
+def test_few_cells_and_cells_alike_in_the_source_prove_no_leak() -> None:
+    assert leak(0.3, cells=LIMITS.leak.events_least - 1) == 0.0
+    assert leak(0.3, sd=0.05) == 0.0, "without a spread of the source there is nothing to compare"
+
+
+def test_a_leak_of_more_than_a_tenth_fails_and_a_smaller_one_warns() -> None:
+    failed, warned = (
+        check_leaks(leaks(*negatives(share), ("C",), limits=LIMITS.leak), limits=LIMITS.leak) for share in (0.2, 0.08)
+    )
+    assert [one.level for one in (*failed, *warned)] == [Level.VIOLATION, Level.WARNING]
+    assert "+20 % of A in C" in failed[0].message
+    assert "expected at most 10 %" in failed[0].message
+    assert "was not applied" in failed[0].message
+    assert check_leaks((), limits=LIMITS.leak) == ()

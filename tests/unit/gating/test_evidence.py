@@ -27,6 +27,8 @@ against = "matur_b"
 low = { CD99 = 0.3 }
 high = { CD45 = "cd19" }
 needs = { nobody = 5 }
+above = { CD38 = "CD93" }
+beside = ["CD98"]
 purpose = "x"
 [[internal_control]]
 population = "t_like"
@@ -45,7 +47,9 @@ negative = "t_lik"
         "no channel for marker 'CD99'",
         "expected a number or population.value; got 'cd19'",
         "no population 'nobody'",
-        "expected a limit in low or high; got none",
+        "expected a limit in low, high or above; got none",
+        "no channel for marker 'CD93'",
+        "no channel for marker 'CD98'",
         "no channel for marker 'CD91'",
         "no population 't_lik'",
     ):
@@ -69,3 +73,6 @@ def test_shipped_mrd_templates_follow_the_targets_and_hold_controls(tube: str) -
     assert template.quality.negatives in template.quality.internal
     assert template.quality.phenotypes
     assert any(one.against for one in template.internal_control), "limits that hold on every instrument"
+    # Cells that are found without a marker vouch for it, or an exchange hides itself.
+    assert template.quality.lacking
+    assert any(one.above for one in template.internal_control)

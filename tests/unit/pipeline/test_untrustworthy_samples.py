@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmrd.fcs import write_fcs
+from flowmrd.assessment import Key, Request, assess
+from flowmrd.fcs import Spillover, write_fcs
+from flowmrd.gating.engine import apply_template
+from flowmrd.gating.methods.seed_and_grow import Knowledge
 from flowmrd.gating.template import find_template
-from flowmrd.pipeline import Acquisition, analyse
+from flowmrd.pipeline import Acquisition, analyse, open_acquisition
 from flowmrd.records import AcquisitionResult
 from flowmrd.settings import Settings
 from flowmrd.simulation import Immunophenotype, Kind, Parameters, Simulated, TargetStatus, simulate
@@ -37,6 +40,16 @@ def write(simulated: Simulated, folder: Path, *, keep: Mask | None = None) -> Pa
 def run(path: Path, tube: str) -> AcquisitionResult:
     acquisition = Acquisition(name="a", path=str(path), tube=tube, specimen_type="BM", after_cd19_therapy=False)
     return analyse(acquisition, find_template(tube), Settings()).result
+
+
+def withheld(path: Path, tube: str) -> tuple[str, ...]:
+    """Say why no number may stand, without the search for blasts: the checks look at normal cells only."""
+    template = find_template(tube)
+    acquisition = Acquisition(name="a", path=str(path), tube=tube, specimen_type="BM")
+    opened = open_acquisition(acquisition, template, Settings())
+    gating = apply_template(opened.source, template, usable=opened.usable, knowledge=Knowledge(reference=None))
+    key = Key(subject="", visit="", acquisition="a", specimen_type="BM")
+    return assess(key, Request(), template, gating, opened.source).withheld
 
 
 def exchanged(simulated: Simulated, one: str, other: str) -> Simulated:
@@ -109,8 +122,80 @@ EXCHANGES = (
 
 @pytest.mark.parametrize(("tube", "one", "other"), EXCHANGES)
 def test_two_markers_exchanged_are_seen_on_normal_cells(tube: str, one: str, other: str, tmp_path: Path) -> None:
-    result = run(write(exchanged(marrow(tube), one, other), tmp_path), tube)
-    no_confident_number(result)
+    assert withheld(write(exchanged(marrow(tube), one, other), tmp_path), tube)
+
+
+def test_a_tube_with_two_markers_exchanged_has_no_confident_number(tmp_path: Path) -> None:
+    no_confident_number(run(write(exchanged(marrow("ball-mrd-10c"), "CD19", "CD22"), tmp_path), "ball-mrd-10c"))
+
+
+# Exchanges that hid themselves where the cells that must show them were found by one of the two markers.
+HIDDEN_EXCHANGES = (
+    ("ball-mrd-10c", "CD10", "Viability"),
+    ("ball-mrd-10c", "CD34", "Viability"),
+    ("ball-mrd-10c", "CD58", "CD45"),
+    ("aieop-bfm-syto", "CD34", "CD19"),
+    ("aieop-bfm-syto", "CD123", "CD19"),
+    ("aieop-bfm-syto", "CD123", "CD20"),
+    ("aieop-bfm-syto", "CD123", "CD10"),
+    ("aieop-bfm-syto", "CD123", "CD99"),
+    ("aieop-bfm-syto", "CD99", "CD20"),
+    ("aieop-bfm-syto", "CD45", "CD38"),
+    ("aieop-bfm-syto", "SYTO", "CD38"),
+    ("aieop-bfm-syto", "SYTO", "CD45"),
+    ("ball-mrd-post-cd19", "CD45", "CD3"),
+    ("ball-mrd-post-cd19", "CD24", "CD66b"),
+    ("ball-mrd-post-cd19", "CD38", "CD7"),
+)
+
+
+@pytest.mark.parametrize(("tube", "one", "other"), HIDDEN_EXCHANGES)
+def test_an_exchange_does_not_hide_behind_the_gates_that_it_misplaces(
+    tube: str, one: str, other: str, tmp_path: Path
+) -> None:
+    assert withheld(write(exchanged(marrow(tube), one, other), tmp_path), tube)
+
+
+@pytest.mark.parametrize("scenario", ["induction", "regenerating", "hemodilute"])
+@pytest.mark.parametrize("tube", TUBES)
+def test_marrows_of_other_kinds_on_bad_days_keep_their_number(tube: str, scenario: str, tmp_path: Path) -> None:
+    drawn = simulate(Parameters(tube=tube, scenario=scenario, blasts=0.05, events=60_000, batch=2.5, lab="B"), 13)
+    assert withheld(write(drawn, tmp_path), tube) == ()
+
+
+def compensated(simulated: Simulated) -> Simulated:
+    """Values that the analyser or another program has compensated already."""
+    matrix = simulated.spillover
+    rows = [next(i for i, c in enumerate(simulated.channels) if c.pnn == name) for name in matrix.channels]
+    values = simulated.values.copy()
+    values[rows] = (simulated.values[rows].T.astype(np.float64) @ np.linalg.inv(matrix.matrix)).T
+    return replace(simulated, values=values)
+
+
+def times(spillover: Spillover, factor: float) -> Spillover:
+    """Return a matrix whose coefficients are too low or too high by a factor."""
+    eye = np.eye(len(spillover.channels))
+    return replace(spillover, matrix=eye + factor * (spillover.matrix - eye))
+
+
+@pytest.mark.parametrize("tube", TUBES)
+def test_a_matrix_that_was_applied_twice_is_seen_on_cells(tube: str, tmp_path: Path) -> None:
+    assert withheld(write(compensated(marrow(tube)), tmp_path), tube) != ()
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("tube", ["ball-mrd-10c", "aieop-bfm-syto"])
+def test_a_matrix_that_was_not_applied_or_is_far_off_is_seen_on_cells(tube: str, factor: float, tmp_path: Path) -> None:
+    simulated = marrow(tube)
+    wrong = replace(simulated, spillover=times(simulated.spillover, factor))
+    assert withheld(write(wrong, tmp_path), tube) != ()
+
+
+def test_values_that_are_compensated_already_and_have_no_matrix_are_judged_as_right(tmp_path: Path) -> None:
+    ready = compensated(marrow("aieop-bfm-syto"))
+    path = tmp_path / "sample.fcs"
+    write_fcs(path, list(ready.values), ready.channels, keywords=dict(ready.keywords))
+    assert withheld(path, "aieop-bfm-syto") == ()
 
 
 @pytest.mark.parametrize("marker", ["CD45", "CD24", "CD66c+CD123", "CD38"])
@@ -189,3 +274,13 @@ def test_an_overt_relapse_is_no_fault_of_the_staining(tube: str, tmp_path: Path)
     result = run(write(simulate(relapse, 5), tmp_path), tube)
     broken = [row for row in result.internal_controls if row.population == "stage_1" and row.verdict == "FAIL"]
     assert not broken, broken
+
+
+@pytest.mark.parametrize(
+    ("pick", "scenario", "blasts"), [(dead_only, "normal", 3e-3), (no_lymphocytes, "diagnosis", 0.8)]
+)
+def test_without_a_dye_dead_cells_and_cells_that_stand_in_for_lymphocytes_are_seen_too(
+    pick: Callable[[Simulated], Mask], scenario: str, blasts: float, tmp_path: Path
+) -> None:
+    simulated = marrow("aieop-bfm-syto", scenario=scenario, blasts=blasts)
+    assert withheld(write(simulated, tmp_path, keep=pick(simulated)), "aieop-bfm-syto")
