@@ -171,7 +171,7 @@ MEANING: Mapping[str, Mapping[str, str]] = {
         "min_events": "fewer events of the population prove nothing",
         "low": "marker → value that the cells should not lie below",
         "high": "marker → value that the cells should not lie above",
-        "above": "marker → marker that must be dimmer on more than 1 - `share` of the cells",
+        "above": "marker → marker that must be dimmer on at least 1 - `share` of the cells",
         "together": "only all limits broken at once break the control",
         "needs": "population → events that it must have, or the control proves nothing",
         "beside": "markers without which the control is not needed",
