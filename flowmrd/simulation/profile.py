@@ -22,7 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from flowmrd.errors import SettingsError
 
 _BASE = "instrument"
-_DOCUMENTS = ("instrument", "marrow", "demo-subject", "courses")  # TOML files of the folder that are not tubes
+_DOCUMENTS = (
+    "instrument",
+    "marrow",
+    "demo-subject",
+    "demo-clinical",
+    "courses",
+    "cohort",
+)  # TOML files of the folder that are not tubes
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
