@@ -74,7 +74,9 @@ def leaks(linear: Columns, scaled: Columns, negative: tuple[str, ...], *, limits
 
     Internal negatives (T cells) lack some antigens, however much they have of others. So where those with the most of
     `source` differ in a negative channel from those with the least, the coefficient of that pair is wrong: a residual
-    of single stain (7.2), measured on the sample itself.
+    of single stain (7.2), measured on the sample itself. A coefficient is the same share at every brightness, so the
+    smaller of two counts: of the cells with much of `source`, and of the brightest among them. Other cells among the
+    negatives (of more autofluorescence, say) also differ, but the less of a share the brighter they are.
 
     Parameters
     ----------
@@ -90,16 +92,20 @@ def leaks(linear: Columns, scaled: Columns, negative: tuple[str, ...], *, limits
             continue
         low, high = np.quantile(values, (limits.tail, 1.0 - limits.tail))
         least, most = values <= low, values >= high
+        brightest = values >= np.quantile(values, 1.0 - limits.brightest)
         bottom, top = float(np.median(values[least])), float(np.median(values[most]))
+        beyond = float(np.median(values[brightest]))
         if top < limits.range_least * max(bottom, 1.0) or float(np.median(scaled[source][most])) < limits.bright_least:
             continue
         for channel in negative:
             if channel == source:
                 continue
             others = linear[channel]
-            moved = float(np.median(others[most])) - float(np.median(others[least]))
+            base = float(np.median(others[least]))
+            moved = float(np.median(others[most])) - base
             spread = _MAD_TO_SD * float(np.median(np.abs(others - np.median(others))))
-            share = moved / (top - bottom)
+            shares = (moved / (top - bottom), (float(np.median(others[brightest])) - base) / (beyond - bottom))
+            share = min(shares, key=abs) if shares[0] * shares[1] > 0 else 0.0
             if abs(moved) > limits.move_least * spread and abs(share) > limits.warn:
                 found.append(Residual(source=source, channel=channel, share=share))
     return tuple(sorted(found, key=lambda one: (-abs(one.share), one.source, one.channel)))

@@ -138,6 +138,7 @@ class LeakLimits(_Section):
     fail: float
     events_least: int
     tail: float
+    brightest: float
     bright_least: float
     range_least: float
     move_least: float

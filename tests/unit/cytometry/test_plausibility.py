@@ -169,6 +169,22 @@ def test_few_cells_and_cells_alike_in_the_source_prove_no_leak() -> None:
     assert leak(0.3, sd=0.05) == 0.0, "without a spread of the source there is nothing to compare"
 
 
+def test_other_cells_among_the_negatives_are_no_leak_because_the_brightest_of_them_have_no_more_of_it() -> None:
+    rng = np.random.default_rng(6)
+    other = np.arange(4000) < 1200  # as monocytes among T cells: more autofluorescence in every channel
+    a = np.where(other, 10.0 ** rng.normal(3.1, 0.4, 4000), rng.normal(40, 30, 4000))
+    linear = {"A": a, "C": rng.normal(30, 40, 4000) + 160 * other}
+    scaled = {name: SCALE.forward(values) for name, values in linear.items()}
+    middle = [
+        float(np.median(linear["C"][chosen])) for chosen in (a >= np.quantile(a, 0.75), a <= np.quantile(a, 0.25))
+    ]
+    assert middle[0] - middle[1] > 0.1 * float(np.median(a[a >= np.quantile(a, 0.75)])), (
+        "the two quarters alone would fail"
+    )
+    found = leaks(linear, scaled, ("C",), limits=LIMITS.leak)
+    assert all(one.share < 0.6 * LIMITS.leak.fail for one in found)
+
+
 def test_a_leak_of_more_than_a_tenth_fails_and_a_smaller_one_warns() -> None:
     failed, warned = (
         check_leaks(leaks(*negatives(share), ("C",), limits=LIMITS.leak), limits=LIMITS.leak) for share in (0.2, 0.08)
