@@ -111,6 +111,7 @@ class Specimen:
 NEGATIVE_KINDS = ("pre_infusion", "fmo", "healthy_donor", "untransduced")
 POSITIVE_KIND = "positive"
 WEAK_KINDS = {"fmo"}
+DRIFTED = "DRIFTED"
 
 
 def car_measurement(template: GatingTemplate) -> Measurement | None:
@@ -240,6 +241,12 @@ class Anchor:
     overlay: ControlOverlay
     findings: tuple[QcFinding, ...]
     blast_background: Background | None = None
+
+    @property
+    def drift_factor(self) -> float:
+        """How many times one is brighter than the other, at least 1: sample and the control that differs most."""
+        gains = [match.gain for match in self.result.matches] if self.result is not None else []
+        return max((max(gain, 1.0 / gain) for gain in gains), default=1.0)
 
 
 OVERLAY_BINS = 160
@@ -547,7 +554,7 @@ def measure_cart(
                     where=one.numerator,
                 )
                 for flag in car.flags
-                if flag != "CONTROL_ABSENT"  # said where the controls were chosen
+                if flag not in {"CONTROL_ABSENT", DRIFTED}  # said where the controls were chosen and matched
             )
         elif one.kind == "car_detected" and car is not None:
             rows[one.analyte] = _detected_row(key, one, car, verdict)
@@ -596,6 +603,19 @@ def _car(one: Measurement, gating: GatingResult, anchor: Anchor | None) -> CarRe
         words = load_car_rules().wording["WEAK"]
         call = Call.REVIEW if result.detected else result.call
         result = replace(result, preliminary=True, call=call, wording=f"{result.wording} ({words})")
+    # A sample full of dim CAR+ cells can be matched as one that is merely brighter: no absence rests on such a match,
+    # nor does a small share.
+    if anchor is not None and anchor.drift_factor > 10 ** load_car_rules().control.drift_warn_log10:
+        words = load_car_rules().wording[DRIFTED].format(factor=f"{anchor.drift_factor:.1f}")
+        absent = result.category is Category.UNDETECTED
+        result = replace(
+            result,
+            category=Category.UNDETECTED_INSUFFICIENT if absent else result.category,
+            call=Call.REVIEW,
+            preliminary=True,
+            flags=(*result.flags, DRIFTED),
+            wording=f"CAR-T not evaluable: {words}" if absent else f"{result.wording} (preliminary: {words})",
+        )
     return result
 
 
@@ -932,8 +952,8 @@ def _point(
 ) -> Sample:
     """Gather what the course of the subject takes from this acquisition."""
     assert key.study_day is not None
-    # A detection that only a control could prove is no point of a course.
-    if car is not None and car.detected and not car.proved:
+    # A detection that only a control could prove is no point of a course, nor is an absence that none can.
+    if car is not None and not car.proved and (car.detected or DRIFTED in car.flags):
         car = None
     best = counted[0] if counted else None
     shares: dict[str, float | None] = {}

@@ -45,6 +45,7 @@ class AnchorSettings:
     brightness_drift_sd : of the positives' log10 brightness between sample and product, beyond that of the controls
     flank_doubt : relative error of positives that hide in the flank
     shape_doubt : relative error of the negatives' share in a bin after matching
+    dim_side_doubt : the same for the dimmer half, which the match does not look at
     tail_shape_doubt : log of the factor by which the whole upper tail of the negatives may be longer or shorter after
         matching; what such a factor explains is not taken for positives
     tail_doubt : relative standard error of the background above a cut that matching one control leaves; the sample's
@@ -53,6 +54,8 @@ class AnchorSettings:
         from negatives that the match did not bring together
     recovery_doubt : standard error of the recovery, as a share of the positives below the cut; twice that without a
         product, whose positives show the shape
+    gating_doubt : relative standard error of the fraction from the gates before it, which treat positives (larger,
+        with less of the parent's marker) not quite as negatives
     far_better : by how much a fit with positives must be better (half a chi-square) than one without, where no product
         shows how bright they are
     least_known_recovery : without a product, fitted positives of which fewer lie above their best cut are not told
@@ -65,6 +68,7 @@ class AnchorSettings:
     least_events: int = 200
     flank_doubt: float = 0.3
     shape_doubt: float = 0.05
+    dim_side_doubt: float = 0.15
     tail_shape_doubt: float = 0.25
     brightness_units: float = 12.0
     brightness_sd: float = 0.35
@@ -73,6 +77,7 @@ class AnchorSettings:
     brightness_drift_sd: float = 0.07
     tail_doubt: float = 0.22
     least_separation: float = 0.3
+    gating_doubt: float = 0.01
     far_better: float = 100.0
     least_known_recovery: float = 0.5
     recovery_doubt: float = 0.1
@@ -340,10 +345,11 @@ def _both(
     *,
     anchor: _Fit | None = None,
 ) -> tuple[_Fit, _Fit]:
-    few, many = (
-        _fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, start=start) for start in (_FEW, _MANY)
+    few, many, most = (
+        _fit_from(values, strata, cleaned, controls, numbers, anchor=anchor, start=start)
+        for start in (_FEW, _MANY, _MOST)
     )
-    return few, many
+    return few, min(many, most, key=lambda one: one.loss)
 
 
 def _fit_from(
@@ -369,7 +375,10 @@ def _fit_from(
     sorted_controls = [one[order] for one, order in zip(cleaned, orders, strict=True)]
     sorted_strata = [one.strata[order] for one, order in zip(controls, orders, strict=True)]
     codes = np.concatenate(sorted_strata)
-    gains = [_first_gain(values, one) for one in cleaned]
+    if start == _MOST:
+        gains = [_gain_of_dim_side(ranked, one, _MOST) for one in sorted_controls]
+    else:
+        gains = [_first_gain(values, one) for one in cleaned]
     per_stratum = np.zeros(top)
     fraction, mean, sd, offset = 0.0, 0.0, 1.0, 0.0
     for turn in range(_TURNS):
@@ -445,10 +454,12 @@ def _brighter(gains: Sequence[tuple[float, float]], anchor: _Fit | None) -> floa
 
 
 _TURNS = 5
-_FEW, _MANY = 0.002, 0.3
+_FEW, _MANY, _MOST = 0.002, 0.3, 0.7
 _NO_SHARE = -30.0  # logit
 _LEVELS = np.concatenate([np.linspace(0.0, 0.9, 1801)[:-1], 1.0 - np.geomspace(0.1, 1e-6, 1200), [1.0]])
 _UPPER = np.geomspace(0.3, 0.008, 40)
+# Many dim positives can stand where a brighter control would: the dim side of the peak tells them apart.
+_DIM_SIDE = np.array([0.03, 0.1, 0.25, 0.45])
 _BINS = np.concatenate([[0.4, 0.3], np.geomspace(0.2, 0.001, 16)])
 
 
@@ -513,12 +524,13 @@ def _positives(
     from scipy.special import ndtr
 
     size = values.size
-    inside = np.interp(1.0 - _BINS, _LEVELS, negatives)
+    inside = np.interp(np.concatenate([_DIM_SIDE, 1.0 - _BINS]), _LEVELS, negatives)
     top = max(float(np.quantile(values, 0.9999)), 40.0 * unit, inside[-1] * 1.5)
     edges = np.unique(np.concatenate([inside, np.geomspace(max(inside[-1], unit), top, 16)[1:]]))
     counts = np.histogram(values, np.concatenate([[-np.inf], edges, [np.inf]]))[0].astype(np.float64)
     levels = np.interp(edges, negatives, _LEVELS)
     n = np.diff(levels, prepend=0.0, append=1.0)
+    doubt = np.where(np.append(levels, 1.0) < 0.5, numbers.dim_side_doubt, numbers.shape_doubt)
     # How far up the tail a bin lies: 0 below the flank, 1 from the last hundredth on.
     middle = np.concatenate([[0.0], levels[:-1] + 0.5 * np.diff(levels), [1.0]])
     depth = np.clip(np.log(0.3 / np.maximum(1.0 - middle, 1e-9)) / math.log(0.3 / 0.01), 0.0, 1.0)
@@ -540,7 +552,7 @@ def _positives(
         p = np.diff(ndtr((logs - theta[1]) / math.exp(theta[2])), prepend=0.0, append=1.0)
         hidden = (1.0 - share) * n * np.exp(theta[3] * depth) * size
         expected = hidden + share * p * size + 0.5
-        variance = expected + (numbers.shape_doubt * hidden) ** 2
+        variance = expected + (doubt * hidden) ** 2
         value = 0.5 * float(((counts - expected) ** 2 / variance + np.log(variance)).sum())
         above = float(ndtr((theta[1] - border) / math.exp(theta[2])))
         value += 0.5 * (max(numbers.least_separation - above, 0.0) / 0.02) ** 2
@@ -589,6 +601,16 @@ def _first_gain(values: F64, control: F64) -> tuple[float, float]:
     other_spread = float(np.median(other - control[control < other]))
     gain = min(max(spread / max(other_spread, 1e-9), 0.4), 2.5)
     return gain, peak - gain * other
+
+
+def _gain_of_dim_side(ranked: F64, control: F64, share: float) -> tuple[float, float]:
+    """Gain and offset that bring a control's dim side to that of a sample with this share of positives above it."""
+    levels = np.linspace(0.03, 0.35, 12)
+    own = np.interp(levels, np.linspace(0.0, 1.0, control.size), control)
+    wanted = np.interp(levels * (1.0 - share), np.linspace(0.0, 1.0, ranked.size), ranked)
+    gain, _ = np.polyfit(own, wanted, 1)
+    gain = min(max(float(gain), 0.4), 2.5)
+    return gain, float(np.mean(wanted) - gain * np.mean(own))
 
 
 def _covariance(loss: object, theta: F64) -> F64:
@@ -672,6 +694,7 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
     down = 1.0 - (r - q) / (r_high - q)
     if fraction < 0:
         up, down = down, up
+    gated = z * numbers.gating_doubt * fraction
     return Anchored(
         cut=cut,
         spillover=spillover,
@@ -683,8 +706,8 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
         recovery=r,
         recovery_se=r_se,
         fraction=fraction,
-        ci_low=fraction - math.hypot(fraction - low, down * fraction),
-        ci_high=fraction + math.hypot(high - fraction, up * fraction),
+        ci_low=fraction - math.hypot(fraction - low, down * fraction, gated),
+        ci_high=fraction + math.hypot(high - fraction, up * fraction, gated),
         matches=fit.matches,
         positive_log10=(fit.mean, fit.sd),
         positive_offset=fit.offset,

@@ -248,3 +248,17 @@ def test_a_detection_before_the_infusion_is_named_for_what_it_is(folder: Path, t
     result = run(folder, out, row("early", "d14", -3))
     assert result.exit_code == 0, result.output
     assert {"CAR_BEFORE_INFUSION", "CONTROL_ABSENT"} <= codes(out, "early")
+
+
+def test_no_absence_rests_on_a_sample_of_another_brightness_than_its_controls(folder: Path, tmp_path: Path) -> None:
+    case = simulate(TUBES[4][1], TUBES[4][2])
+    values = np.array(case.values)
+    values[[channel.pnn for channel in case.channels].index("PE-A")] *= np.float32(3.0)
+    write_simulated(replace(case, values=values), folder, "bright")
+    out = tmp_path / "bright"
+    assert run(folder, out, *BASE, row("bright", "bright", 91, **CONTROLS)).exit_code == 0
+    rows = {line["analyte"]: line for line in table(out / "measurements.csv") if line["acquisition"] == "bright"}
+    assert "CONTROL_DRIFTED" in codes(out, "bright")
+    assert (rows["CART-DET"]["value"], rows["CART-DET"]["call"]) == ("", "review")
+    assert rows["CART-PCT-CD3"]["call"] == "review"
+    assert [line["persistence"] for line in table(out / "kinetics_samples.csv") if line["day"] == "91.0"] == ["NE"]

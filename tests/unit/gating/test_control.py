@@ -113,3 +113,43 @@ def test_no_control_and_too_few_events_are_refused() -> None:
         anchored(sample, [few])
     with pytest.raises(GatingError, match="expected events in the controls"):
         control_quantile([], 0.999)
+
+
+@pytest.mark.parametrize(("background", "gain", "naive"), [(2.1, 0.7, 0.1), (2.1, 0.7, 0.05), (1.5, 1.2, 0.1)])
+def test_with_a_product_a_sample_full_of_dim_positives_is_not_taken_for_a_brighter_one(
+    background: float, gain: float, naive: float
+) -> None:
+    sample, positive = drawn(30, fraction=0.55, brightness=2.9, background=background, gain=gain, naive=naive)
+    control = drawn(31, background=background, naive=0.6)[0]
+    product = drawn(32, fraction=0.3, brightness=2.9, background=background, cells=20_000)[0]
+    assert anchored(sample, [control], product=product).fraction == pytest.approx(float(positive.mean()), rel=0.3)
+
+
+def test_without_a_product_dim_positives_are_found_or_the_match_is_far_off() -> None:
+    for naive in (0.1, 0.05):
+        sample, positive = drawn(30, fraction=0.55, brightness=2.9, background=2.1, gain=0.7, naive=naive)
+        found = anchored(sample, [drawn(31, background=2.1, naive=0.6)[0]])
+        assert found.fraction == pytest.approx(float(positive.mean()), rel=0.2) or found.matches[0].gain > 2.0
+
+
+@pytest.mark.parametrize("seed", range(40, 46))
+def test_one_control_and_no_product_give_no_positives_where_there_are_none(seed: int) -> None:
+    sample, _ = drawn(seed, gain=0.8 + 0.1 * (seed % 5), sticky=0.001, background=2.0, naive=0.3)
+    found = anchored(sample, [drawn(seed + 100, sticky=0.001, background=2.0, naive=0.6)[0]])
+    assert found.ci_low <= 0
+    assert abs(found.fraction) < 0.002
+
+
+def test_the_product_of_a_brighter_day_says_how_dim_the_samples_positives_are() -> None:
+    sample, positive = drawn(50, fraction=0.02, brightness=3.1, background=2.1)
+    controls = [drawn(51 + step, background=2.1, naive=0.6)[0] for step in (0, 1)]
+    product = drawn(53, fraction=0.3, brightness=3.1, background=2.1, gain=1.5, cells=20_000)[0]
+    found = anchored(sample, controls, product=product)
+    assert found.fraction == pytest.approx(float(positive.mean()), rel=0.1)
+    assert found.ci_low <= positive.mean() <= found.ci_high
+
+
+def test_an_interval_on_assumed_brightness_is_wider_upwards() -> None:
+    sample, _ = drawn(60, fraction=0.0015, brightness=3.3)
+    found = anchored(sample, [drawn(61, naive=0.6)[0]])
+    assert found.ci_high - found.fraction > found.fraction - found.ci_low
