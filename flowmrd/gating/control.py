@@ -56,8 +56,8 @@ class AnchorSettings:
         product, whose positives show the shape
     gating_doubt : relative standard error of the fraction from the gates before it, which treat positives (larger,
         with less of the parent's marker) not quite as negatives
-    far_better : by how much a fit with positives must be better (half a chi-square) than one without, where no product
-        shows how bright they are
+    far_better : by how much a fit with positives must be better (half a chi-square) than one without
+    most_drift : log10 of the brightness by which sample and controls may differ before positives are likelier
     least_known_recovery : without a product, fitted positives of which fewer lie above their best cut are not told
         from what the match did not bring together, unless the fit is ten times as much better
     target_fraction : the cut is chosen for at least this fraction
@@ -75,10 +75,11 @@ class AnchorSettings:
     sd_mean: float = 0.31
     sd_spread: float = 0.08
     brightness_drift_sd: float = 0.07
-    tail_doubt: float = 0.22
+    tail_doubt: float = 0.3
     least_separation: float = 0.3
     gating_doubt: float = 0.01
     far_better: float = 100.0
+    most_drift: float = 0.3
     least_known_recovery: float = 0.5
     recovery_doubt: float = 0.1
     target_fraction: float = 0.001
@@ -286,20 +287,24 @@ def anchored(
         if of_product.fraction > 0.02:
             anchor = of_product
     few, many = _both(values, sample.strata, cleaned, controls, numbers, anchor=anchor)
-    if anchor is None:
-        none = _fit_from(values, sample.strata, cleaned, controls, numbers, anchor=None, start=None)
-        # A match without positives is kept unless one with them explains the sample far better: dim positives of
-        # unknown brightness can stand for whatever the match did not bring together. Few positives are then counted
-        # above the cut all the same, with the brightness that is expected of them.
-        plain = _best_cut(values, spillover, none, numbers, confidence)
-        best = min(few, many, key=lambda one: one.loss)
-        better = none.loss - best.loss
-        if better < numbers.far_better:
-            return plain
-        found = _best_cut(values, spillover, best, numbers, confidence)
-        seen = found.recovery >= numbers.least_known_recovery or better >= 10 * numbers.far_better
-        return found if seen else plain
-    return _best_cut(values, spillover, min(few, many, key=lambda one: one.loss), numbers, confidence)
+    best = min(few, many, key=lambda one: one.loss)
+    # A match without positives is kept unless one with them explains the sample far better: few dim positives can stand
+    # for whatever the match did not bring together. They are then counted above the cut all the same, with the
+    # brightness that the product has, or that is expected of them.
+    none = _fit_from(values, sample.strata, cleaned, controls, numbers, anchor=anchor, start=None)
+    plain = _best_cut(values, spillover, none, numbers, confidence)
+    better = none.loss - best.loss
+    # Unless it takes the sample for far brighter than its controls, where positives would do without.
+    far_off = _drift(none) > numbers.most_drift >= _drift(best)
+    if better < numbers.far_better and not (far_off and best.fraction > 0):
+        return plain
+    found = _best_cut(values, spillover, best, numbers, confidence)
+    seen = found.recovery >= numbers.least_known_recovery or better >= 10 * numbers.far_better
+    return found if anchor is not None or seen or far_off else plain
+
+
+def _drift(fit: _Fit) -> float:
+    return max(abs(math.log10(match.gain)) for match in fit.matches)
 
 
 def _cleaned(one: Intensities) -> tuple[F64, F64]:
