@@ -56,6 +56,8 @@ class AnchorSettings:
         product, whose positives show the shape
     gating_doubt : relative standard error of the fraction from the gates before it, which treat positives (larger,
         with less of the parent's marker) not quite as negatives
+    interval_factor : of the half-widths that follow from all of these: on simulated patients they alone held 91 % of
+        the truths at a confidence of 95 %
     far_better : by how much a fit with positives must be better (half a chi-square) than one without
     most_drift : log10 of the brightness by which sample and controls may differ before positives are likelier
     least_known_recovery : without a product, fitted positives of which fewer lie above their best cut are not told
@@ -78,6 +80,7 @@ class AnchorSettings:
     tail_doubt: float = 0.3
     least_separation: float = 0.3
     gating_doubt: float = 0.01
+    interval_factor: float = 1.15
     far_better: float = 100.0
     most_drift: float = 0.3
     least_known_recovery: float = 0.5
@@ -700,6 +703,8 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
     if fraction < 0:
         up, down = down, up
     gated = z * numbers.gating_doubt * fraction
+    below = numbers.interval_factor * math.hypot(fraction - low, down * fraction, gated)
+    above = numbers.interval_factor * math.hypot(high - fraction, up * fraction, gated)
     return Anchored(
         cut=cut,
         spillover=spillover,
@@ -711,8 +716,8 @@ def _best_cut(values: F64, spillover: F64, fit: _Fit, numbers: AnchorSettings, c
         recovery=r,
         recovery_se=r_se,
         fraction=fraction,
-        ci_low=fraction - math.hypot(fraction - low, down * fraction, gated),
-        ci_high=fraction + math.hypot(high - fraction, up * fraction, gated),
+        ci_low=fraction - below,
+        ci_high=fraction + above,
         matches=fit.matches,
         positive_log10=(fit.mean, fit.sd),
         positive_offset=fit.offset,
