@@ -131,7 +131,9 @@ class TailParams(Params):
     """`distance` robust standard deviations beyond the top of a peak.
 
     The spread is measured on the peak's other side, which the population sought does not reach: `side` is where the cut
-    lies. `search` bounds the peak.
+    lies. `search` bounds the peak. Which one: the tallest, or the `outermost` on the side away from the cut, where the
+    population sought lies even if another is larger; it must hold at least `least_share` and `least_events` of the
+    events, and the density between it and the next taller peak must fall to `max_depth` of its own.
     """
 
     keep: Literal["above", "below"]
@@ -139,15 +141,38 @@ class TailParams(Params):
     search: tuple[float, float] = Field(default=(-0.2, 1.2))
     distance: float = Field(gt=0)
     bandwidth: float = Field(default=0.008, gt=0)
+    peak: Literal["tallest", "outermost"] = "tallest"
+    least_share: float = Field(default=0.005, ge=0, lt=1)
+    least_events: int = Field(default=100, ge=1)
+    max_depth: float = Field(default=0.7, gt=0, le=1)
+
+
+def _outermost(counts: NDArray[np.float64], density: NDArray[np.float64], params: TailParams) -> int:
+    """Return the bin of the outermost peak that stands by itself; the tallest where no other does."""
+    # From the far end inwards; `density` is 0 outside the searched range.
+    flip = params.side == "lower"
+    ordered, held = (density[::-1], counts[::-1]) if flip else (density, counts)
+    running = np.cumsum(held)
+    least = max(params.least_share * float(running[-1]), params.least_events)
+    tops = peaks(ordered)
+    found = tallest = int(np.argmax(ordered))
+    for top in tops[tops < tallest]:
+        taller = int(next(one for one in (*tops[tops > top], tallest) if ordered[one] > ordered[top]))
+        bottom = int(top + np.argmin(ordered[top : taller + 1]))
+        if ordered[bottom] <= params.max_depth * ordered[top] and running[bottom] >= least:
+            found = int(top)
+            break
+    return BINS - 1 - found if flip else found
 
 
 def _find_tail(sample: Sample, params: TailParams) -> Found:
     counts = histogram(sample.events[sample.markers[0]])
     low, high = np.searchsorted(CENTRES, params.search)
-    density = smooth(counts, params.bandwidth)[low:high]
+    density = np.zeros(BINS)
+    density[low:high] = smooth(counts, params.bandwidth)[low:high]
     if density.sum() <= 0:
         raise NotFound(f"no events of {sample.markers[0]} in {params.search}")
-    top = int(low + np.argmax(density))
+    top = int(np.argmax(density)) if params.peak == "tallest" else _outermost(counts, density, params)
     half = counts[low : top + 1][::-1] if params.side == "upper" else counts[top:high]
     # 68.27 % of a half-normal lie within one standard deviation.
     running = np.cumsum(half)

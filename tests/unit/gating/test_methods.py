@@ -131,6 +131,40 @@ def test_a_lower_tail_lies_below_its_peak() -> None:
     assert found.values["cut"] == pytest.approx(0.69, abs=0.02)
 
 
+OUTERMOST = {"keep": "above", "side": "lower", "distance": 2.0, "search": (0.3, 1.0), "peak": "outermost"}
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
+def test_the_outermost_peak_is_taken_though_another_is_larger(share: float) -> None:
+    x = columns(CD45=two_peaks(0.45, 0.75, share=share))
+    _, found = place("tail", OUTERMOST, markers=("CD45",), events=x)
+    assert found.values["peak"] == pytest.approx(0.75, abs=0.02)
+    assert found.values["cut"] == pytest.approx(0.69, abs=0.03)
+
+
+def test_the_outermost_peak_can_lie_below_its_tail() -> None:
+    x = columns(CD45=two_peaks(0.45, 0.75, share=0.8))
+    _, found = place("tail", OUTERMOST | {"keep": "below", "side": "upper"}, markers=("CD45",), events=x)
+    assert found.values["peak"] == pytest.approx(0.45, abs=0.02)
+
+
+@pytest.mark.parametrize(("few", "depth"), [(0.001, 0.7), (0.02, 0.01)])
+def test_ripples_and_single_events_beyond_the_tallest_peak_are_no_peak(few: float, depth: float) -> None:
+    x = columns(CD45=two_peaks(0.55, 0.70, share=few))
+    _, found = place("tail", OUTERMOST | {"max_depth": depth}, markers=("CD45",), events=x)
+    assert found.values["peak"] == pytest.approx(0.55, abs=0.02)
+
+
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_one_peak_is_the_tallest_and_the_outermost(side: str) -> None:
+    x = columns(CD45=RNG(7).normal(0.6, 0.04, 5000))
+    cuts = [
+        place("tail", OUTERMOST | {"side": side, "peak": peak, "bandwidth": 0.02}, markers=("CD45",), events=x)[1]
+        for peak in ("outermost", "tallest")
+    ]
+    assert cuts[0] == cuts[1]
+
+
 def test_a_tail_without_events_in_its_range_is_not_found() -> None:
     with pytest.raises(NotFound, match=r"^no events of CD45 in \(0\.6, 1\.0\)$"):
         place(
