@@ -556,7 +556,7 @@ def _positives(
         sd_prior = (math.log(anchor.sd), math.hypot(0.03, math.sqrt(anchor.covariance[1, 1])))
 
     def loss(theta: F64) -> float:
-        share = 1.0 / (1.0 + math.exp(-theta[0]))
+        share = _share(theta[0])
         p = np.diff(ndtr((logs - theta[1]) / math.exp(theta[2])), prepend=0.0, append=1.0)
         hidden = (1.0 - share) * n * np.exp(theta[3] * depth) * size
         expected = hidden + share * p * size + 0.5
@@ -592,11 +592,16 @@ def _positives(
     theta = best.x
     return _Positives(
         loss=float(best.fun),
-        fraction=1.0 / (1.0 + math.exp(-theta[0])),
+        fraction=_share(theta[0]),
         mean=float(theta[1]),
         sd=math.exp(theta[2]),
         covariance=_covariance(loss, theta),
     )
+
+
+def _share(logit: float) -> float:
+    """Share of a logit; where no event speaks for positives, a search for it runs on to ever lower ones."""
+    return 1.0 / (1.0 + math.exp(-min(max(float(logit), _NO_SHARE), -_NO_SHARE)))
 
 
 def _first_gain(values: F64, control: F64) -> tuple[float, float]:

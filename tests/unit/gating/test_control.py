@@ -10,6 +10,7 @@ from flowmrd.errors import GatingError
 from flowmrd.gating.control import (
     Anchored,
     Intensities,
+    _share,
     anchored,
     control_quantile,
     residual_spillover,
@@ -153,3 +154,11 @@ def test_an_interval_on_assumed_brightness_is_wider_upwards() -> None:
     sample, _ = drawn(60, fraction=0.0015, brightness=3.3)
     found = anchored(sample, [drawn(61, naive=0.6)[0]])
     assert found.ci_high - found.fraction > found.fraction - found.ci_low
+
+
+@pytest.mark.parametrize("logit", [-1e6, -750.0, -40.0, 0.0, 40.0, 750.0, 1e6])
+def test_a_share_is_defined_however_far_a_search_for_it_ran(logit: float) -> None:
+    # A sample without positives, matched badly by one of the starts: the search runs to a share of e^-710 and beyond.
+    share = _share(logit)
+    assert 0 < share < 1
+    assert share == pytest.approx(1 / (1 + np.exp(-np.float64(logit).clip(-500, 500))), abs=1e-12)
