@@ -178,7 +178,8 @@ def day_ticks(last: float) -> list[int]:
     return list(range(0, int(last) + 1, step))
 
 
-def _day_line(day: float, theme: Theme, text: str, *, last: float) -> tuple[Figure, Figure]:
+def _day_line(day: float, theme: Theme, text: str, *, last: float, low: bool = False) -> tuple[Figure, Figure]:
+    """Return a line at a day and its label, at the lower end where curves run along the upper."""
     look = COLOURS[theme]
     shape = {
         "type": "line",
@@ -196,8 +197,8 @@ def _day_line(day: float, theme: Theme, text: str, *, last: float) -> tuple[Figu
         "xanchor": "right" if left else "left",
         "xshift": -4 if left else 4,
         "yref": "y domain",
-        "y": 1,
-        "yanchor": "top",
+        "y": 0.03 if low else 1,
+        "yanchor": "bottom" if low else "top",
         "text": text,
         "showarrow": False,
         "font": {"color": look["muted"], "size": 11},
@@ -412,7 +413,9 @@ def survival_figure(
     for other, dash, colour in zip(others, ("dash", "dot", "dashdot"), ("second", "third", "muted"), strict=False):
         if other.estimate is not None:
             data.append(_step(other, dash, look[colour], _SHORT.get(other.name.split("_", 1)[1], other.title), origin))
-    shape, note = _day_line(horizon_day, theme, f"day {horizon_day}", last=last)
+    read = analysis.horizon
+    upper = read is None or read.value > 0.5
+    shape, note = _day_line(horizon_day, theme, f"day {horizon_day}", last=last, low=upper)
     layout = _layout(
         theme,
         height=400,
@@ -422,9 +425,10 @@ def survival_figure(
         shapes=[shape],
         annotations=[note, *_risk_table(analysis, last, origin, theme)],
     )
-    read = analysis.horizon
     value = "no estimate" if read is None else f"{100 * read.value:.1f} % at day {horizon_day}, {read.at_risk} at risk"
-    text = f"{analysis.title}: {value}, {analysis.events} events in {len(analysis.times)} patients. {analysis.note}"
+    events = "1 event" if analysis.events == 1 else f"{analysis.events} events"
+    whole = "1 patient" if len(analysis.times) == 1 else f"{len(analysis.times)} patients"
+    text = f"{analysis.title}: {value}, {events} in {whole}. {analysis.note}"
     return Drawn(figure={"data": data, "layout": layout}, height=400, text=text)
 
 

@@ -120,7 +120,7 @@ def cohort_context(
     return {
         "section": section,
         "index_href": index_href,
-        "title": f"Cohort of {len(outcomes.subjects)} patients",
+        "title": f"Cohort of {_patients(len(outcomes.subjects))}",
         "criteria": f"{criteria.document.criteria.title} ({criteria.id} {criteria.version})",
         "cards": [_card(row) for row in _headline(outcomes)],
         "swimmer": figure_context("swimmer", lambda theme: cohort.swimmer_figure(outcomes, theme))
@@ -242,11 +242,16 @@ def _headline(outcomes: Outcomes) -> list[Row]:
     return [by_name[name] for name in wanted if name in by_name]
 
 
+def _patients(count: int) -> str:
+    return "1 patient" if count == 1 else f"{count} patients"
+
+
 def _card(row: Row) -> dict[str, str]:
     shown = _endpoint(row)
-    count = f"{row.k} of {row.n} patients" if row.k is not None and row.unit == "percent" else f"{row.n} patients"
+    whole = _patients(row.n)
+    count = f"{row.k} of {whole}" if row.k is not None and row.unit == "percent" else whole
     if row.unit == "probability":
-        count = f"{row.k} events in {row.n} patients"
+        count = f"{row.k} {'event' if row.k == 1 else 'events'} in {whole}"
     title = f"{row.title} at {row.visit}" if row.visit else row.title
     return {
         "title": title,
