@@ -50,7 +50,7 @@ KEPT = REPOSITORY / "build" / "validation" / "cart"
 
 # log10 background of the reagent on T cells, the low, middle and high end of the simulator's range.
 BACKGROUNDS = {"low": 1.5, "middle": 1.8, "high": 2.1}
-PATIENTS = 5  # of each background
+PATIENTS = 10  # of each background
 FIRST_PATIENT = 9100  # no patient below was looked at while the method was written
 EVENTS = 400_000
 PRODUCT_EVENTS = 150_000
