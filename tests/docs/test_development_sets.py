@@ -79,3 +79,19 @@ def test_every_committed_page_is_of_the_shipped_template(development: ModuleType
         assert re.search(rf"SHA-256 `{find_template(template).digest}`", text), (
             f"{page.name}: the template has changed: run `make validation`"
         )
+
+
+def test_files_are_grouped_by_whether_their_aberrations_were_learnt(
+    development: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shifts = {"a": {"CD58": 0.5, "CD38": -1.0}, "b": {"CD38": -1.0}, "c": {"CD58": 0.5}, "d": None}
+    for name, shift in shifts.items():
+        kind = None if shift is None else {"shifts": shift}
+        (tmp_path / f"{name}.truth.json").write_text(json.dumps({"immunophenotype": kind}), encoding="utf-8")
+    files = [tmp_path / f"{name}.fcs" for name in shifts]
+    monkeypatch.setattr(development, "simulated_good", lambda _options: files)
+    options = type("Sizes", (), {"work": tmp_path})()
+    assert development.left_out_options(options)[-2:] == ["--by", "aberration"]
+    with (tmp_path / "left-out.csv").open(encoding="utf-8") as stream:
+        found = {row["name"]: row["aberration"] for row in csv.DictReader(stream)}
+    assert found == {"a": "one left out", "b": "only known ones", "c": "only left out ones", "d": "no blasts"}

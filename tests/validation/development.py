@@ -58,6 +58,7 @@ class Set:
     template: str
     make: Callable[[Options], list[Path]]
     options: Callable[[Options], list[str]]
+    needs_reference: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------- simulated
@@ -109,6 +110,26 @@ def simulated_good(options: Options) -> list[Path]:
 def simulated_bad(options: Options) -> list[Path]:
     """Return marrows of bad days."""
     return _simulated(options, folder="simulated-bad-day", batch=2.5, seed=options.seed + 1)
+
+
+# Aberrations that no diagnosis of the reference for the set "simulated-left-out" has.
+LEFT_OUT = ("CD58", "CD66c+CD123")
+
+
+def left_out_options(options: Options) -> list[str]:
+    """Write whose blasts have an aberration that was left out of training, and return the options to group by."""
+    table = options.work / "left-out.csv"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["name", "aberration"])
+        for path in simulated_good(options):
+            truth = json.loads(path.with_name(f"{path.stem}.truth.json").read_text(encoding="utf-8"))
+            shifts = (truth.get("immunophenotype") or {}).get("shifts", {})
+            known = [marker for marker in shifts if marker not in LEFT_OUT]
+            unseen = [marker for marker in shifts if marker in LEFT_OUT]
+            kind = "only known ones" if not unseen else "one left out" if known else "only left out ones"
+            writer.writerow([path.stem, kind if shifts else "no blasts"])
+    return ["--groups", str(table), "--by", "aberration"]
 
 
 # ----------------------------------------------------------------------------------------------------------- patients
@@ -216,6 +237,17 @@ SETS = (
         template="ball-mrd-10c",
         make=simulated_bad,
         options=lambda _options: list(_BY_CASE),
+    ),
+    Set(
+        name="simulated-left-out",
+        title="Simulated marrows whose aberrations were not learnt",
+        words="The marrows of the set `simulated` again, with a reference made from diagnoses of which none has an "
+        f"aberration of {' or '.join(LEFT_OUT)} (`default_references.py --left-out`): what the search makes of "
+        "kinds of leukemia that it has not seen.",
+        template="ball-mrd-10c",
+        make=simulated_good,
+        options=left_out_options,
+        needs_reference=True,
     ),
     Set(
         name="patients",
@@ -371,6 +403,9 @@ def main() -> None:
             continue
         if args.files:
             print(f"{one.name}: {len(one.make(options))} files")
+            continue
+        if one.needs_reference and one.name not in references:
+            print(f"{one.name}: left out, since no --reference {one.name}=FILE is given", file=sys.stderr)
             continue
         out = evaluate(one, options, references.get(one.name), baselines=args.baselines)
         place = args.out / f"evaluate-{label(one, options)}.md"
