@@ -43,7 +43,7 @@ demo: env  ## A simulated cohort's page; then the demo subject's visits, the mai
 	$(BIN)/flowmrd simulate --cohort 24 --no-files --out $(BUILD)/demo/cohort
 	$(BIN)/flowmrd endpoints $(BUILD)/demo/cohort/true-clinical.csv --out $(BUILD)/demo/cohort/endpoints
 	@echo "cohort page: $(BUILD)/demo/cohort/endpoints/cohort.html"
-	$(BIN)/flowmrd simulate --demo $(BUILD)/demo --reuse sample_fcs
+	$(BIN)/flowmrd simulate --demo $(BUILD)/demo
 	$(BIN)/flowmrd run $(BUILD)/demo/manifest.csv --clinical $(BUILD)/demo/clinical.csv --out $(BUILD)/demo/run --jobs 2
 
 test: env browser  ## Run all tests, browser included
