@@ -145,6 +145,9 @@ HIDDEN_EXCHANGES = (
     ("aieop-bfm-syto", "SYTO", "CD45"),
     ("ball-mrd-post-cd19", "CD45", "CD3"),
     ("ball-mrd-post-cd19", "CD24", "CD66b"),
+    pytest.param(
+        *("ball-mrd-post-cd19", "CD38", "CD7"), marks=pytest.mark.xfail(strict=True, reason="not told apart yet")
+    ),
 )
 
 
@@ -182,11 +185,14 @@ def test_a_matrix_that_was_applied_twice_is_seen_on_cells(tube: str, tmp_path: P
     assert withheld(write(compensated(marrow(tube)), tmp_path), tube) != ()
 
 
-# Half a matrix is not seen in ball-mrd-10c, whose spillovers are smaller.
+HALF_UNSEEN = pytest.mark.xfail(strict=True, reason="half a matrix is not seen yet: the spillovers are smaller")
+
+
 @pytest.mark.parametrize(
     ("tube", "factor"),
     [
         ("ball-mrd-10c", 0.0),
+        pytest.param("ball-mrd-10c", 0.5, marks=HALF_UNSEEN),
         ("ball-mrd-10c", 1.5),
         ("aieop-bfm-syto", 0.0),
         ("aieop-bfm-syto", 0.5),
