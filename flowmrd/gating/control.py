@@ -295,15 +295,16 @@ def anchored(
     # for whatever the match did not bring together. They are then counted above the cut all the same, with the
     # brightness that the product has, or that is expected of them.
     none = _fit_from(values, sample.strata, cleaned, controls, numbers, anchor=anchor, start=None)
-    plain = _best_cut(values, spillover, none, numbers, confidence)
     better = none.loss - best.loss
     # Unless it takes the sample for far brighter than its controls, where positives would do without.
     far_off = _drift(none) > numbers.most_drift >= _drift(best)
     if better < numbers.far_better and not (far_off and best.fraction > 0):
-        return plain
+        return _best_cut(values, spillover, none, numbers, confidence)
     found = _best_cut(values, spillover, best, numbers, confidence)
     seen = found.recovery >= numbers.least_known_recovery or better >= 10 * numbers.far_better
-    return found if anchor is not None or seen or far_off else plain
+    if anchor is not None or seen or far_off:
+        return found
+    return _best_cut(values, spillover, none, numbers, confidence)
 
 
 def _drift(fit: _Fit) -> float:

@@ -22,7 +22,7 @@ from flowmrd.clinical.rules import Event, Response, Visit
 from flowmrd.clinical.survival import kaplan_meier
 from flowmrd.quantification.kinetics import Course
 from flowmrd.reporting.figures import FONT, Figure, plot_text
-from flowmrd.reporting.numbers import significant
+from flowmrd.reporting.numbers import counted, significant
 
 Theme: TypeAlias = Literal["light", "dark"]
 
@@ -426,9 +426,8 @@ def survival_figure(
         annotations=[note, *_risk_table(analysis, last, origin, theme)],
     )
     value = "no estimate" if read is None else f"{100 * read.value:.1f} % at day {horizon_day}, {read.at_risk} at risk"
-    events = "1 event" if analysis.events == 1 else f"{analysis.events} events"
-    whole = "1 patient" if len(analysis.times) == 1 else f"{len(analysis.times)} patients"
-    text = f"{analysis.title}: {value}, {events} in {whole}. {analysis.note}"
+    whole = counted(len(analysis.times), "patient")
+    text = f"{analysis.title}: {value}, {counted(analysis.events, 'event')} in {whole}. {analysis.note}"
     return Drawn(figure={"data": data, "layout": layout}, height=400, text=text)
 
 

@@ -18,7 +18,7 @@ from flowmrd.clinical.safety import Incidence, Safety
 from flowmrd.clinical.survival import Rate
 from flowmrd.reporting import cohort, figures
 from flowmrd.reporting.cohort import Drawn, Theme
-from flowmrd.reporting.numbers import MISSING, significant
+from flowmrd.reporting.numbers import MISSING, counted, significant
 from flowmrd.reporting.report import (
     _asset_text,
     _environment,
@@ -120,7 +120,7 @@ def cohort_context(
     return {
         "section": section,
         "index_href": index_href,
-        "title": f"Cohort of {_patients(len(outcomes.subjects))}",
+        "title": f"Cohort of {counted(len(outcomes.subjects), 'patient')}",
         "criteria": f"{criteria.document.criteria.title} ({criteria.id} {criteria.version})",
         "cards": [_card(row) for row in _headline(outcomes)],
         "swimmer": figure_context("swimmer", lambda theme: cohort.swimmer_figure(outcomes, theme))
@@ -242,16 +242,12 @@ def _headline(outcomes: Outcomes) -> list[Row]:
     return [by_name[name] for name in wanted if name in by_name]
 
 
-def _patients(count: int) -> str:
-    return "1 patient" if count == 1 else f"{count} patients"
-
-
 def _card(row: Row) -> dict[str, str]:
     shown = _endpoint(row)
-    whole = _patients(row.n)
+    whole = counted(row.n, "patient")
     count = f"{row.k} of {whole}" if row.k is not None and row.unit == "percent" else whole
     if row.unit == "probability":
-        count = f"{row.k} {'event' if row.k == 1 else 'events'} in {whole}"
+        count = f"{counted(row.k or 0, 'event')} in {whole}"
     title = f"{row.title} at {row.visit}" if row.visit else row.title
     return {
         "title": title,

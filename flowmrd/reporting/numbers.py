@@ -75,6 +75,17 @@ def format_share(events: int, parent_events: int) -> str:
     return f"{text}%"
 
 
+def counted(count: int, what: str) -> str:
+    """Write a count with its noun, whose plural takes an s.
+
+    Examples
+    --------
+    >>> counted(1, "patient"), counted(24, "patient")
+    ('1 patient', '24 patients')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def format_percent(fraction: float | None, *, digits: int = 2) -> str:
     """Write a fraction as a percentage with `digits` significant digits; missing is a dash.
 

@@ -27,7 +27,7 @@ from flowmrd.reporting.figures import (
     plot_axis,
     plot_text,
 )
-from flowmrd.reporting.numbers import MISSING, format_count, format_percent, supported_digits
+from flowmrd.reporting.numbers import MISSING, counted, format_count, format_percent, supported_digits
 
 _VIEWS = Path(__file__).with_name("maturation.toml")
 STATUSES = ("accepted", "review", "rejected")
@@ -124,7 +124,7 @@ def answer(found: DetectionRecord, row: MeasurementRow | None) -> str:
     if row is not None and row.numerator_events is not None:
         events = row.numerator_events
         share = _share(events, row.fraction)
-    what = f"{format_count(events)} events in {_many(len(accepted), 'accepted group')}, {share} of {of}"
+    what = f"{format_count(events)} events in {counted(len(accepted), 'accepted group')}, {share} of {of}"
     nothing = "the search accepted no group of events"
     head = _HEADS.get(call, call)
     if not accepted:
@@ -159,7 +159,7 @@ def _waiting(found: DetectionRecord) -> str:
         return ""
     verb = "waits" if len(waiting) == 1 else "wait"
     events = format_count(sum(one.events for one in waiting))
-    return f"{_many(len(waiting), 'group')} with {events} events {verb} for a person's judgement."
+    return f"{counted(len(waiting), 'group')} with {events} events {verb} for a person's judgement."
 
 
 def _plain_call(found: DetectionRecord) -> str:
@@ -167,10 +167,6 @@ def _plain_call(found: DetectionRecord) -> str:
     return (
         "review" if found.doubts or "review" in statuses else "positive" if "accepted" in statuses else "not_detected"
     )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _share(events: int, fraction: float | None) -> str:

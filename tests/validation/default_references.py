@@ -49,10 +49,13 @@ def build(tube: str, folder: Path, jobs: int, *, left_out: Sequence[str] = (), o
     """Simulate one tube's marrows and learn from them."""
     work = folder / tube
     work.mkdir(parents=True, exist_ok=True)
-    (work / "cases.csv").write_text(cases(tube, left_out))
+    table, text = work / "cases.csv", cases(tube, left_out)
+    if table.is_file() and table.read_text() != text:
+        raise SystemExit(f"{work} holds marrows of another plan: remove it, or name another folder with --keep")
+    table.write_text(text)
     flowmrd = [sys.executable, "-m", "flowmrd"]
     if not (work / "files" / "cases.csv").is_file():
-        command = [*flowmrd, "simulate", "--cases", str(work / "cases.csv"), "--out", str(work / "files")]
+        command = [*flowmrd, "simulate", "--cases", str(table), "--out", str(work / "files")]
         subprocess.run([*command, "--jobs", str(jobs)], check=True)
     out = out or ROOT / "gating_templates" / "references" / f"{tube}.reference"
     out.parent.mkdir(exist_ok=True)
