@@ -15,6 +15,7 @@ from flowmrd.gating.template import GatingTemplate, find_template, load_template
 from flowmrd.pipeline import Acquisition, Analysis, analyse
 from flowmrd.records import AcquisitionResult
 from flowmrd.settings import Settings
+from flowmrd.simulation import demo_subject, simulate, write_simulated
 
 Analyse = Callable[..., AcquisitionResult]
 
@@ -59,9 +60,10 @@ def test_therapy_that_is_not_stated_is_never_taken_for_none(negative_sytotube: P
     assert syto(negative_sytotube, after=None).measurements[0].mrd_neg_1e4 == "NE"
 
 
-def test_the_ten_colour_tube_has_ways_to_the_lineage_without_cd19(repository: Path, tube: GatingTemplate) -> None:
-    path = next(iter(sorted((repository / "sample_fcs").glob("*d28*.fcs"))))
-    acquisition = Acquisition(name="d28", path=str(path), tube="ball-mrd-10c", after_cd19_therapy=True)
+def test_the_ten_colour_tube_has_ways_to_the_lineage_without_cd19(tmp_path: Path, tube: GatingTemplate) -> None:
+    visit = next(one for one in demo_subject().visits if one.timepoint == "D28")
+    write_simulated(simulate(visit.parameters, visit.seed), tmp_path, "d28")
+    acquisition = Acquisition(name="d28", path=str(tmp_path / "d28.fcs"), tube="ball-mrd-10c", after_cd19_therapy=True)
     result = analyse(acquisition, tube, Settings()).result
     row = result.measurements[0]
     assert "LINEAGE_ROUTES" in codes(result)
