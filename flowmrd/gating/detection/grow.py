@@ -8,6 +8,8 @@
 4. Every group is judged by a logistic model on what it looks like: accepted, under review, or not a finding.
 5. An accepted group grows once more, by this sample alone: what was learnt from other patients decided that there is
    leukemia, the sample's own density then decides which events belong to it. The grown group is judged again.
+6. What is left, is not plainly normal and is many times as abundant as in the normals is named: blasts that look like a
+   normal stage betray themselves by their number only, and that is for a person to judge.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ _REGROW_BACKGROUND = 24
 _REGROW_STEPS = 6
 _REGROW_STRENGTH = 15.0
 _WIDE = 0.05
+# What is left: from which share of the nucleated cells on, how far over the normals (log), and above which mean ratio a
+# group of it is named.
+_ABUNDANT_SHARE = 0.01
+_ABUNDANT_OVER = 1.75
+_ABUNDANT_RATIO = -5.0
+_ABUNDANT_COMPONENTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,6 +90,7 @@ def settle(
     model: ScoreModel,
     calibration: Calibration,
     features: tuple[int, ...],
+    nucleated: int,
     seed: int,
     events: int = 8000,
 ) -> F64:
@@ -100,7 +109,8 @@ def settle(
         moved[:, columns] -= shift.astype(np.float32)
         _, probability = mixing_share(np.clip(calibration(raw_scores(model, features, moved)), -15.0, 15.0))
         plain = drawn[probability < 0.2][:, columns]
-        shift = find_shift(plain, densities, seed=seed)
+        share = len(plain) / len(drawn) * len(x) / max(nucleated, 1)
+        shift = find_shift(plain, densities, seed=seed, share=share)
     return shift
 
 
@@ -329,6 +339,66 @@ def regrow(
         rows = np.flatnonzero(owner == k)
         grown.append(_group(rows, z, found.ratio, total, usual, densities, nucleated) if rows.size else None)
     return tuple(grown)
+
+
+def abundant(
+    x: F32,
+    found: Search,
+    left: NDArray[np.bool_],
+    *,
+    model: ScoreModel,
+    features: tuple[int, ...],
+    nucleated: int,
+    seed: int,
+    draws: int = 6000,
+) -> tuple[Group, ...]:
+    """Return groups of what is left that are far more abundant than in the normals and not plainly normal.
+
+    The number of a kind of cell is compared with the second most abundant normal of the reference: 1 % of the nucleated
+    cells and six times as many as there is more than a regenerating marrow explains.
+
+    Parameters
+    ----------
+    x, model, features, nucleated, seed, draws : as in `search`
+    found : what `search` found in `x`
+    left : (n,) which candidates nobody has called yet
+    """
+    rows = np.flatnonzero(left)
+    if len(rows) < max(_ABUNDANT_SHARE * nucleated, 200.0):
+        return ()
+    rng = np.random.default_rng(seed)
+    densities = model.densities[features]
+    z = ((x[:, list(features)] - densities.centre) / densities.scale).astype(np.float32)
+    drawn = rows if len(rows) <= draws else np.sort(rng.choice(rows, draws, replace=False))
+    d = z.shape[1]
+    fitted = fit_mixture(
+        z[drawn],
+        np.ones(len(drawn)),
+        _ABUNDANT_COMPONENTS,
+        prior=np.eye(d) / _ABUNDANT_COMPONENTS,
+        strength=20.0,
+        iterations=12,
+        rng=rng,
+    )
+    logs = log_components(z[drawn], fitted)
+    belong = np.exp(logs - logs.max(axis=1, keepdims=True))
+    belong /= belong.sum(axis=1, keepdims=True)
+    mass = np.maximum(belong.sum(axis=0), 1e-9)
+    over = abundance(z[drawn], log_density(z[drawn], fitted), float(len(rows)), nucleated, densities)
+    named = (
+        (mass / len(drawn) * len(rows) >= _ABUNDANT_SHARE * nucleated)
+        & (belong.T @ over / mass >= _ABUNDANT_OVER)
+        & (belong.T @ found.ratio[drawn] / mass > _ABUNDANT_RATIO)
+    )
+    if not named.any():
+        return ()
+    nearest = log_components(z[rows], fitted).argmax(axis=1)
+    rows, owner = rows[named[nearest]], _joined(fitted)[nearest[named[nearest]]]
+    usual = _usual_volume(densities)
+    return tuple(
+        _group(rows[owner == k], z, found.ratio, found.probability, usual, densities, nucleated)
+        for k in np.unique(owner)
+    )
 
 
 def _grown(z: F32, ratio: F64, starts: Sequence[NDArray[np.intp]], rng: np.random.Generator, draws: int) -> F64:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from flowmrd.errors import GatingError, PanelMismatchError
 from flowmrd.gating.detection.align import Control, on_features
-from flowmrd.gating.detection.grow import Group, Search, regrow, search, settle
+from flowmrd.gating.detection.grow import Group, Search, abundant, regrow, search, settle
 from flowmrd.gating.detection.own import OwnPhenotype, OwnSearch, search_own
 from flowmrd.gating.detection.storage import Reference
 from flowmrd.gating.gates import Gate
@@ -141,7 +141,8 @@ class Detection:
 
     `x` (n, d) are the aligned candidates, `ratio` (n,) their log density ratio, `accepted` and `review` (n,) which are
     called; `offsets` what was taken off each feature; `doubts` are the reasons why no answer of this search stands
-    without a person; `own` is the route by the subject's own phenotype, where one is known.
+    without a person, `too_many` another: cells that are far too many for a normal marrow and no finding by their looks,
+    at least half as many as the accepted ones; `own` is the route by the subject's own phenotype, where one is known.
     """
 
     reference: Reference
@@ -159,6 +160,7 @@ class Detection:
     offsets: Mapping[str, float]
     doubts: tuple[str, ...]
     seed: int
+    too_many: str = ""
     own: OwnSearch | None = None
 
 
@@ -299,6 +301,7 @@ def prepare(sample: Sample, params: SeedAndGrowParams) -> Prepared:
         model=reference.learnt.model,
         calibration=reference.learnt.calibrations[pattern],
         features=pattern,
+        nucleated=nucleated_of(sample, params),
         seed=knowledge.seed,
     )
     x[:, list(pattern)] -= shift.astype(np.float32)
@@ -341,17 +344,11 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
             review[group.members[mature]] = True
         elif status == "review":
             review[group.members] = True
-        events = x[group.members]
-        middle = np.median(events, axis=0)
-        groups.append(
-            FoundGroup(
-                status=status,
-                probability=probability,
-                group=group,
-                middle=middle.astype(np.float64),
-                spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
-            )
-        )
+        groups.append(_found_group(group, status, probability, x))
+    unexplained = _unexplained(found, ~(accepted | review), prepared, params)
+    for group in unexplained:
+        review[group.members] = True
+        groups.append(_found_group(group, "review", reference.learnt.judge.probability(group.features), x))
     checks = _control_checks(sample, params, reference, prepared.offsets)
     doubts = [
         f"{c.marker} of {c.population} stays {c.median - c.expected:+.2f} display units from the reference's"
@@ -363,6 +360,13 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         for j, moved in zip(pattern, prepared.shift, strict=True)
         if abs(moved) > params.shift_limit
     ]
+    many = sum(len(group.members) for group in unexplained)
+    too_many = ""
+    if many > 0.5 * np.count_nonzero(accepted):
+        too_many = (
+            f"{many:,} candidates ({many / prepared.nucleated:.1%} of {params.denominator}) look almost normal, but no "
+            f"normal of the reference has so many of them"
+        )
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i].group.members))
     detection = Detection(
         reference=reference,
@@ -383,6 +387,7 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         controls=checks,
         offsets=prepared.offsets,
         doubts=tuple(doubts),
+        too_many=too_many,
         seed=prepared.seed,
         own=_own(sample.knowledge, prepared, found, tuple(groups[i].group.members for i in order), params),
     )
@@ -392,6 +397,34 @@ def _find(sample: Sample, params: SeedAndGrowParams) -> Found:
         extra=detection,
         note=f"reference {reference.name} ({reference.digest[:12]}), {kept} of {len(groups)} groups accepted",
     )
+
+
+def _found_group(group: Group, status: str, probability: float, x: F32) -> FoundGroup:
+    events = x[group.members]
+    middle = np.median(events, axis=0)
+    return FoundGroup(
+        status=status,
+        probability=probability,
+        group=group,
+        middle=middle.astype(np.float64),
+        spread=1.4826 * np.median(np.abs(events - middle), axis=0).astype(np.float64),
+    )
+
+
+def _unexplained(found: Search, left: NDArray[np.bool_], prepared: Prepared, params: SeedAndGrowParams) -> list[Group]:
+    """Return groups that are no finding by their looks and far too many to be normal; mature cells are left out."""
+    features = prepared.reference.features
+    left = left & ~_mature(prepared.full, features, params)
+    groups = abundant(
+        prepared.full,
+        found,
+        left,
+        model=prepared.reference.learnt.model,
+        features=prepared.pattern,
+        nucleated=prepared.nucleated,
+        seed=prepared.seed,
+    )
+    return [group for group in groups if len(group.members) >= params.least]
 
 
 def _accept(reference: Reference, params: SeedAndGrowParams) -> float:
