@@ -224,8 +224,9 @@ def _analyse(
     findings.extend(finding for _, _, extra in untimed for finding in extra)
     sample = assess(_sample_key(acquisition), acquisition.request, template, gating, source)
     findings.extend(sample.findings)
+    withheld = (*sample.withheld, *_unexplained(gating))
     held = [
-        withhold(row, text, sample.withheld)
+        withhold(row, text, withheld)
         for row, text in zip(
             (*rows, *(row for row, _, _ in untimed)), (text for _, text, _ in (*measured, *untimed)), strict=True
         )
@@ -253,7 +254,7 @@ def _analyse(
         cleanup=sample.cleanup,
         internal_controls=sample.internal_controls,
         hemodilution=sample.hemodilution,
-        withheld=sample.withheld,
+        withheld=withheld,
     )
     return Analysis(result=result, gating=gating, failed=False)
 
@@ -833,7 +834,33 @@ def _measure(
         status="needs_check" if verdict == "FAIL" or call is Call.REVIEW else "computed",
         gate_set=_provenance(acquisition, template, one),
     )
-    return row, result.wording, tuple(findings)
+    wording = result.wording
+    if by_search and call is Call.REVIEW:
+        reasons = _reasons(template, gating)
+        if result.call is Call.NOT_DETECTED:
+            # What waits for a person may be leukemia: nothing is proved absent. Too few cells prove nothing anyway.
+            held, wording = withhold(row, wording, reasons)
+            few = result.category is Category.UNDETECTED_INSUFFICIENT
+            row = replace(held, category=row.category) if few else held
+        elif reasons:
+            wording = f"{wording}; needs review: {'; '.join(reasons)}"
+    return row, wording, tuple(findings)
+
+
+def _unexplained(gating: GatingResult) -> tuple[str, ...]:
+    """Say why no number of the search may stand: almost normal cells in a number that no normal has, and not called."""
+    detection = detection_of(gating)
+    return (detection.too_many,) if detection is not None and detection.too_many else ()
+
+
+def _reasons(template: GatingTemplate, gating: GatingResult) -> tuple[str, ...]:
+    """Say why a person has to look at what the search found."""
+    reasons = reasons_to_review(template, gating)
+    detection = detection_of(gating)
+    waiting = 0 if detection is None else int(np.count_nonzero(detection.review))
+    if waiting:
+        reasons = (*reasons, f"{waiting:,} events wait for a person's judgement")
+    return reasons
 
 
 def _search_call(call: Call, template: GatingTemplate, gating: GatingResult, one: Measurement) -> Call:

@@ -31,7 +31,8 @@ from flowmrd.clinical.table import COLUMNS, Assessment, ClinicalTable, read_clin
 from flowmrd.documents.loader import read_csv
 from flowmrd.errors import InputError, Level, QcFinding
 from flowmrd.quantification.kinetics import Sample
-from flowmrd.records import AcquisitionResult, StoredResults, write_frame, written
+from flowmrd.quantification.rare_events import Call, Category
+from flowmrd.records import AcquisitionResult, MeasurementRow, StoredResults, write_frame, written
 
 if TYPE_CHECKING:
     import polars as pl
@@ -267,6 +268,7 @@ def _measured(result: AcquisitionResult) -> Iterator[Measured]:
     for row, wording in zip(result.measurements, result.wording, strict=True):
         if row.analyte != contract["analyte"]:
             continue
+        independent = all(one.code != contract["gated_only"] for one in result.findings)
         antigen = next(
             (one for one in result.antigens if one.antigen == contract["target"] and one.population == row.numerator),
             None,
@@ -278,17 +280,26 @@ def _measured(result: AcquisitionResult) -> Iterator[Measured]:
             denominator=row.denominator,
             events=row.numerator_events,
             denominator_events=row.denominator_events,
-            target_independent=all(one.code != contract["gated_only"] for one in result.findings),
+            target_independent=independent,
             target_positive=None if antigen is None else antigen.positive_events,
             target_cells=0 if antigen is None else antigen.events,
             category=row.category,
             mrd_neg_1e4=row.mrd_neg_1e4,
             call=row.call,
-            withheld=result.withheld,
+            withheld=result.withheld or (_unproved(row) if independent else ()),
             wording=wording,
             text=f"{result.file_name}, SHA-256 {result.file_sha256 or 'unknown'}; template {result.tube} "
             f"{result.template_version} ({result.template_digest}); flowmrd {__version__}",
         )
+
+
+def _unproved(row: MeasurementRow) -> tuple[str, ...]:
+    """Say why an absence that a person has not confirmed is none: groups wait for judgement, no reference, or the like.
+
+    After therapy directed at the gate's only way to the lineage the criteria themselves decide.
+    """
+    inadequate = row.category == Category.UNDETECTED_GATING_INADEQUATE and row.call == Call.REVIEW
+    return ("nothing was called, and a person has to judge what the search left open",) if inadequate else ()
 
 
 # ---------------------------------------------------------------------------------------------------------- run folder
