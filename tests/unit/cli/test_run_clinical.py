@@ -7,11 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+from flowmrd.gating.detection.storage import load_reference, to_bytes
 
 COLUMNS = (
     "patient_id,timepoint,day,bl_bm_blast_pct,bl_emd,bm_status,bm_blast_pct,confirm_tests_ge1pct,pb_blast_pct,anc,plt,"
@@ -81,6 +84,30 @@ def test_responses_rest_on_the_runs_measurements_with_rule_evidence_and_flags(
     assert {"CD19_NEGATIVE_RELAPSE", "MRD_NOT_ASSESSED", "VISIT_DAYS_DIFFER"} <= codes
     assert "CD19_NEGATIVE_RELAPSE" in result.stderr
     assert pl.read_parquet(out / "responses.parquet").height == 3
+
+
+def test_an_absence_that_a_person_has_to_judge_is_no_proof_of_negativity(repository: Path, tmp_path: Path) -> None:
+    """Enough cells, no blasts called, but a reference of three normals: the class rests on morphology alone."""
+    shipped = load_reference(repository / "gating_templates" / "references" / "ball-mrd-10c.reference")
+    few = tmp_path / "few.reference"
+    few.write_bytes(to_bytes(replace(shipped, normals=3)))
+    made = flowmrd("simulate", "--events", 260_000, "--blasts", 0, "--seed", 3, "--name", "d28", "--out", tmp_path)
+    assert made.returncode == 0, made.stderr
+    manifest = "patient_pseudonym,specimen_type,study_day,tube,fcs_filename\nS001,BM,28,ball-mrd-10c,d28.fcs\n"
+    (tmp_path / "manifest.csv").write_text(manifest, encoding="utf-8")
+    (tmp_path / "clinical.csv").write_text("\n".join([COLUMNS, ROWS[0]]) + "\n", encoding="utf-8")
+    ended = flowmrd(
+        *("run", tmp_path / "manifest.csv", "--out", tmp_path / "run", "--clinical", tmp_path / "clinical.csv"),
+        *("--reference", few),
+    )
+    assert ended.returncode in {0, 3}, ended.stderr
+    measured = next(row for row in rows_of(tmp_path / "run" / "measurements.csv") if row["analyte"] == "MRD")
+    assert int(measured["denominator_events"]) >= 200_000
+    assert (measured["call"], measured["category"]) == ("review", "UNDETECTED_GATING_INADEQUATE")
+    visit = rows_of(tmp_path / "run" / "responses.csv")[0]
+    assert (visit["mrd_category"], visit["mrd_neg_1e4"]) == ("NOT_DONE", "NE")
+    assert visit["mrdneg_cr"] != "Y"
+    assert "MRD_WITHHELD" in {row["code"] for row in rows_of(tmp_path / "run" / "response_findings.csv")}
 
 
 def test_the_record_names_criteria_tables_and_each_rule(

@@ -218,6 +218,21 @@ def test_without_a_reference_the_static_rule_stands_in_for_a_person_to_judge(
     assert one.gating.counts["blast_candidates"] == 0
 
 
+def test_where_a_person_has_to_judge_the_search_nothing_is_proved_absent(
+    small_reference: SmallReference, template: GatingTemplate, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.reference"
+    few.write_bytes(to_bytes(replace(load_reference(small_reference.file), normals=3)))
+    one, found = found_in(small_reference.clear, template, reference=few)
+    k = next(i for i, row in enumerate(one.result.measurements) if row.analyte == "MRD")
+    row, sentence = one.result.measurements[k], one.result.wording[k]
+    assert found.sum() < 20
+    assert (row.call, row.mrd_neg_1e4, row.value) == ("review", "NE", None)
+    assert row.category in {"UNDETECTED_GATING_INADEQUATE", "UNDETECTED_INSUFFICIENT"}
+    assert sentence.startswith("No MRD result without review: ")
+    assert "3 normals only" in sentence
+
+
 def test_a_reference_of_few_normals_is_for_review(
     small_reference: SmallReference, template: GatingTemplate, tmp_path: Path
 ) -> None:
