@@ -13,7 +13,8 @@ from flowmrd.documents.manifest import COLUMNS, REQUIRED, acquisition_name_fault
 from flowmrd.errors import ManifestError
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,20}[A-Za-z0-9]", fullmatch=True).filter(
-    lambda name: not acquisition_name_fault(name)
+    # Words for "missing" are refused in any cell, as a name as well.
+    lambda name: not acquisition_name_fault(name) and name.casefold() not in {"na", "nan", "null", "none", "missing"}
 )
 
 
