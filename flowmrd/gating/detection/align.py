@@ -23,8 +23,6 @@ F64 = NDArray[np.float64]
 # A decade of scatter counts as 0.7 of a display scale; below this share of a lymphocyte nothing is told apart.
 _SCATTER_UNIT = 0.3
 _LEAST_SCATTER = 1e-3
-# Share of the normals that have no more of a kind of cell than it may pull with.
-_USUAL = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +65,7 @@ def on_features(
 
 
 def find_shift(
-    x: F32,
-    densities: Densities,
-    *,
-    seed: int,
-    events: int = 6000,
-    prior_sd: float = 0.25,
-    trim: float = 0.1,
-    share: float | None = None,
+    x: F32, densities: Densities, *, seed: int, events: int = 6000, prior_sd: float = 0.25, trim: float = 0.1
 ) -> F64:
     """Return what to take off each feature so that the unremarkable candidates lie on the normals, (d,).
 
@@ -86,8 +77,6 @@ def find_shift(
     events : how many are looked at
     prior_sd : width of the prior on a shift, in standard deviations of the normals' feature
     trim : share of the least likely events that is left out
-    share : how much of the nucleated cells `x` is; with it, no kind of cell pulls with more events than most normals
-        have of it: blasts that look like a normal stage, and are most of the sample, must not become the ruler
     """
     d = x.shape[1]
     if len(x) < 200:
@@ -98,7 +87,6 @@ def find_shift(
     normal = densities.normal
     precision = np.linalg.inv(normal.covariance)
     weight = normal.weight
-    most = None if share is None else np.quantile(densities.abundances, _USUAL, axis=0) * len(z) / max(share, 1e-9)
     shift = np.zeros(d)
     for _ in range(12):
         logs = log_components(
@@ -111,12 +99,7 @@ def find_shift(
         belong[density <= np.quantile(density, trim)] = 0.0
         mass = belong.sum(axis=0)
         weight = 0.9 * mass / mass.sum() + 0.1 * normal.weight
-        if most is not None:
-            belong *= np.minimum(1.0, most / np.maximum(mass, 1e-9))
-            mass = belong.sum(axis=0)
-        # The prior weighs as much beside few events that pull as beside many.
-        pulling = len(z) if most is None else float(mass.sum())
-        total = np.einsum("k,kij->ij", mass, precision) + pulling * 0.02 * np.eye(d) / prior_sd**2
+        total = np.einsum("k,kij->ij", mass, precision) + len(z) * 0.02 * np.eye(d) / prior_sd**2
         pull = np.einsum("kij,kj->i", precision, belong.T @ z - mass[:, None] * normal.mean)
         shift = np.linalg.solve(total, pull)
     moved: F64 = shift * densities.scale

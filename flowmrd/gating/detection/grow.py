@@ -92,7 +92,6 @@ def settle(
     model: ScoreModel,
     calibration: Calibration,
     features: tuple[int, ...],
-    nucleated: int,
     seed: int,
     events: int = 8000,
 ) -> F64:
@@ -111,8 +110,7 @@ def settle(
         moved[:, columns] -= shift.astype(np.float32)
         _, probability = mixing_share(np.clip(calibration(raw_scores(model, features, moved)), -15.0, 15.0))
         plain = drawn[probability < 0.2][:, columns]
-        share = len(plain) / len(drawn) * len(x) / max(nucleated, 1)
-        shift = find_shift(plain, densities, seed=seed, share=share)
+        shift = find_shift(plain, densities, seed=seed)
     return shift
 
 

@@ -301,7 +301,6 @@ def prepare(sample: Sample, params: SeedAndGrowParams) -> Prepared:
         model=reference.learnt.model,
         calibration=reference.learnt.calibrations[pattern],
         features=pattern,
-        nucleated=nucleated_of(sample, params),
         seed=knowledge.seed,
     )
     x[:, list(pattern)] -= shift.astype(np.float32)
