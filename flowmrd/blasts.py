@@ -86,7 +86,7 @@ def reasons_to_review(template: GatingTemplate, gating: GatingResult) -> tuple[s
     detection = detection_of(gating)
     if detection is None:
         return ("there is no reference of normals for this tube: the static rule is not enough for an answer",)
-    reasons = [*detection.doubts, *([detection.too_many] if detection.too_many else [])]
+    reasons = list(detection.reasons)
     if is_small(detection.reference):
         reasons.append(f"the reference knows {detection.reference.normals} normals only")
     return tuple(reasons)
@@ -127,8 +127,8 @@ def search_findings(template: GatingTemplate, gating: GatingResult) -> list[QcFi
         QcFinding(level=Level.WARNING, code="REFERENCE_OUT_OF_RANGE", message=f"{doubt}.", where=name)
         for doubt in detection.doubts
     )
-    if detection.too_many:
-        text = f"{detection.too_many}. Blasts that resemble a normal stage show by their number only."
+    for reason in detection.unexplained:
+        text = f"{reason}. Blasts that resemble a normal stage show by their number only."
         findings.append(QcFinding(level=Level.WARNING, code="PRECURSORS_ABUNDANT", message=text, where=name))
     waiting = [group for group in detection.groups if group.status == "review"]
     if waiting:
@@ -200,7 +200,7 @@ def detection_record(detection: Detection, source: EventSource, nucleated: int) 
         seed=detection.seed,
         features=detection.features,
         groups=tuple(groups),
-        doubts=(*detection.doubts, *([detection.too_many] if detection.too_many else [])),
+        doubts=detection.reasons,
         normals=displayed(points),
         events=np.concatenate(shown) if shown else np.empty((0, width), np.float32),
         owner=np.concatenate(owner) if owner else np.empty(0, np.int16),

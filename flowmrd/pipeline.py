@@ -224,7 +224,7 @@ def _analyse(
     findings.extend(finding for _, _, extra in untimed for finding in extra)
     sample = assess(_sample_key(acquisition), acquisition.request, template, gating, source)
     findings.extend(sample.findings)
-    withheld = (*sample.withheld, *_unexplained(gating))
+    withheld = (*sample.withheld, *(found.unexplained if found is not None else ()))
     held = [
         withhold(row, text, withheld)
         for row, text in zip(
@@ -845,12 +845,6 @@ def _measure(
         elif reasons:
             wording = f"{wording}; needs review: {'; '.join(reasons)}"
     return row, wording, tuple(findings)
-
-
-def _unexplained(gating: GatingResult) -> tuple[str, ...]:
-    """Say why no number of the search may stand: almost normal cells in a number that no normal has, and not called."""
-    detection = detection_of(gating)
-    return (detection.too_many,) if detection is not None and detection.too_many else ()
 
 
 def _reasons(template: GatingTemplate, gating: GatingResult) -> tuple[str, ...]:

@@ -40,12 +40,9 @@ _REGROW_BACKGROUND = 24
 _REGROW_STEPS = 6
 _REGROW_STRENGTH = 15.0
 _WIDE = 0.05
-# What is left: from which share of the nucleated cells on, how far over the normals (log), and above which mean ratio a
-# group of it counts, and the share that all of these must have together. Marrows two weeks into therapy hold up to 8 %
-# of such cells without leukemia (patients' models), more than any reference prepares for.
-_ABUNDANT_SHARE = 0.01
-_ABUNDANT_TOTAL = 0.10
-_ABUNDANT_OVER = 1.75
+# What is left: the share of the nucleated cells from which on a component is no chance of the fit, and the mean ratio
+# below which it is plainly normal.
+_ABUNDANT_EACH = 0.01
 _ABUNDANT_RATIO = -5.0
 _ABUNDANT_COMPONENTS = 16
 
@@ -229,18 +226,26 @@ def abundance(x: F32, log_sample: F64, candidates: float, nucleated: int, densit
     return value
 
 
+def _beside_normals(
+    x: F32, weight: F64, own: F64, fitted: Mixture, densities: Densities, nucleated: int
+) -> tuple[F64, F64, F64, F64]:
+    """Return what each component holds: belonging (n, k), events (k,), mean abundance and mean ratio (k,)."""
+    logs = log_components(x, fitted)
+    logs -= logs.max(axis=1, keepdims=True)
+    belong = np.exp(logs)
+    belong *= (weight / belong.sum(axis=1))[:, None]
+    mass = belong.sum(axis=0)
+    over = abundance(x, log_density(x, fitted), float(weight.sum()), nucleated, densities)
+    mean_over = (belong * over[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
+    mean_own = (belong * own[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
+    return belong, mass, mean_over, mean_own
+
+
 def _with_abundant(
     x: F32, weight: F64, seen: F64, own: F64, background: Mixture, densities: Densities, nucleated: int
 ) -> F64:
     """Put forward groups of the rest that are far more abundant than in the normals and not plainly normal."""
-    logs = log_components(x, background)
-    logs -= logs.max(axis=1, keepdims=True)
-    belong = np.exp(logs)
-    belong *= ((weight * (1.0 - seen)) / belong.sum(axis=1))[:, None]
-    mass = belong.sum(axis=0)
-    over = abundance(x, log_density(x, background), float((weight * (1.0 - seen)).sum()), nucleated, densities)
-    mean_over = (belong * over[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
-    mean_own = (belong * own[:, None]).sum(axis=0) / np.maximum(mass, 1.0)
+    belong, mass, mean_over, mean_own = _beside_normals(x, weight * (1.0 - seen), own, background, densities, nucleated)
     put = (mean_over > 1.5) & (mean_own > -1.0) & (mass > 1e-3 * nucleated)
     if not put.any():
         return seen
@@ -350,49 +355,33 @@ def abundant(
     features: tuple[int, ...],
     nucleated: int,
     seed: int,
+    least_share: float,
+    times: float,
     draws: int = 6000,
 ) -> tuple[Group, ...]:
     """Return groups of what is left that are far more abundant than in the normals and not plainly normal.
-
-    The number of a kind of cell is compared with the second most abundant normal of the reference: 1 % of the nucleated
-    cells and six times as many counts, and from 10 % of the nucleated cells on together they are more than therapy and
-    regeneration explain.
 
     Parameters
     ----------
     x, model, features, nucleated, seed, draws : as in `search`
     found : what `search` found in `x`
     left : (n,) which candidates nobody has called yet
+    least_share : share of the nucleated cells that the groups must have together
+    times : how many times as abundant as in the second most abundant normal a group must be
     """
     rows = np.flatnonzero(left)
-    if len(rows) < max(_ABUNDANT_TOTAL * nucleated, 200.0):
+    if len(rows) < max(least_share * nucleated, 200.0):
         return ()
     rng = np.random.default_rng(seed)
     densities = model.densities[features]
     z = ((x[:, list(features)] - densities.centre) / densities.scale).astype(np.float32)
     drawn = rows if len(rows) <= draws else np.sort(rng.choice(rows, draws, replace=False))
-    d = z.shape[1]
-    fitted = fit_mixture(
-        z[drawn],
-        np.ones(len(drawn)),
-        _ABUNDANT_COMPONENTS,
-        prior=np.eye(d) / _ABUNDANT_COMPONENTS,
-        strength=20.0,
-        iterations=12,
-        rng=rng,
-    )
-    logs = log_components(z[drawn], fitted)
-    belong = np.exp(logs - logs.max(axis=1, keepdims=True))
-    belong /= belong.sum(axis=1, keepdims=True)
-    mass = np.maximum(belong.sum(axis=0), 1e-9)
-    over = abundance(z[drawn], log_density(z[drawn], fitted), float(len(rows)), nucleated, densities)
-    share = mass / len(drawn) * len(rows) / nucleated
-    named = (
-        (share >= _ABUNDANT_SHARE)
-        & (belong.T @ over / mass >= _ABUNDANT_OVER)
-        & (belong.T @ found.ratio[drawn] / mass > _ABUNDANT_RATIO)
-    )
-    if share[named].sum() < _ABUNDANT_TOTAL:
+    weight = np.full(len(drawn), len(rows) / len(drawn))
+    prior = np.eye(z.shape[1]) / _ABUNDANT_COMPONENTS
+    fitted = fit_mixture(z[drawn], weight, _ABUNDANT_COMPONENTS, prior=prior, strength=20.0, iterations=12, rng=rng)
+    _, mass, over, own = _beside_normals(z[drawn], weight, found.ratio[drawn], fitted, densities, nucleated)
+    named = (mass >= _ABUNDANT_EACH * nucleated) & (over >= np.log(times)) & (own > _ABUNDANT_RATIO)
+    if mass[named].sum() < least_share * nucleated:
         return ()
     nearest = log_components(z[rows], fitted).argmax(axis=1)
     rows, owner = rows[named[nearest]], _joined(fitted)[nearest[named[nearest]]]

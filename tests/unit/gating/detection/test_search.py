@@ -218,12 +218,18 @@ def test_without_a_reference_the_static_rule_stands_in_for_a_person_to_judge(
     assert one.gating.counts["blast_candidates"] == 0
 
 
-def test_where_a_person_has_to_judge_the_search_nothing_is_proved_absent(
-    small_reference: SmallReference, template: GatingTemplate, tmp_path: Path
-) -> None:
+@pytest.fixture
+def few_normals(small_reference: SmallReference, tmp_path: Path) -> Path:
+    """A reference that knows too few normals to answer alone."""
     few = tmp_path / "few.reference"
     few.write_bytes(to_bytes(replace(load_reference(small_reference.file), normals=3)))
-    one, found = found_in(small_reference.clear, template, reference=few)
+    return few
+
+
+def test_where_a_person_has_to_judge_the_search_nothing_is_proved_absent(
+    small_reference: SmallReference, template: GatingTemplate, few_normals: Path
+) -> None:
+    one, found = found_in(small_reference.clear, template, reference=few_normals)
     k = next(i for i, row in enumerate(one.result.measurements) if row.analyte == "MRD")
     row, sentence = one.result.measurements[k], one.result.wording[k]
     assert found.sum() < 20
@@ -234,11 +240,9 @@ def test_where_a_person_has_to_judge_the_search_nothing_is_proved_absent(
 
 
 def test_a_reference_of_few_normals_is_for_review(
-    small_reference: SmallReference, template: GatingTemplate, tmp_path: Path
+    small_reference: SmallReference, template: GatingTemplate, few_normals: Path
 ) -> None:
-    few = tmp_path / "few.reference"
-    few.write_bytes(to_bytes(replace(load_reference(small_reference.file), normals=3)))
-    one, _ = found_in(small_reference.mrd, template, reference=few)
+    one, _ = found_in(small_reference.mrd, template, reference=few_normals)
     assert "REFERENCE_SMALL" in codes(one)
     assert mrd(one) == "review"
 
